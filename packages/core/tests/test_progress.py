@@ -46,7 +46,8 @@ def test_a_terminal_shows_the_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     become_terminal(monkeypatch)
     assert list(track([1, 2, 3], "packing")) == [1, 2, 3]
     shown = capsys.readouterr()
-    assert "packing" in shown.err and "3/3" in shown.err
+    assert "packing" in shown.err
+    assert "3/3" in shown.err
     assert shown.out == ""
 
 
@@ -92,6 +93,10 @@ def test_it_is_lazy_and_stops_with_its_user(capsys: pytest.CaptureFixture[str]) 
 
 def test_an_error_passes_through() -> None:
     pytest.importorskip("rich")
-    with pytest.raises(KeyError):
-        for _ in track([1, 2], "packing", enabled=True):
-            raise KeyError
+
+    def source():
+        yield 1
+        raise KeyError("lost")
+
+    with pytest.raises(KeyError, match="lost"):
+        list(track(source(), "packing", total=2, enabled=True))

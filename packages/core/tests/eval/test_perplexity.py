@@ -154,7 +154,8 @@ def test_flags_come_back_after_an_error() -> None:
         perplexity(model, [0], block=4)
     with pytest.raises(IndexError):
         perplexity(model, [0, 1, 2, 9], block=4)
-    assert model.training and model.dropout.training
+    assert model.training
+    assert model.dropout.training
 
 
 @pytest.mark.parametrize(
