@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""quanto: a plugin-based, multi-backend quantization toolkit for PyTorch."""
+
+from . import eval, nn, plugins
+from ._version import __version__
+from .calibration import Calibration
+from .explain import Explanation, explain
+from .kernels import KernelFallbackWarning, KernelSpec, kernels
+from .model import dequantize, freeze, quantization_map, quantize, quantized, requantize
+from .qtypes import (
+    QType,
+    qfloat8,
+    qfloat8_e4m3fn,
+    qfloat8_e4m3fnuz,
+    qfloat8_e5m2,
+    qfloat8_e5m2fnuz,
+    qfp4,
+    qint2,
+    qint3,
+    qint4,
+    qint8,
+    qmxfp4,
+    qmxfp8,
+    qnf4,
+    qnvfp4,
+    qtypes,
+)
+from .scheme import Rule, Scheme, presets
+from .serialization import load, save
+from .tensor import QTensor, quantize_activation, quantize_tensor
+
+__all__ = [
+    "Calibration",
+    "Explanation",
+    "KernelFallbackWarning",
+    "KernelSpec",
+    "QTensor",
+    "QType",
+    "Rule",
+    "Scheme",
+    "__version__",
+    "dequantize",
+    "eval",
+    "explain",
+    "freeze",
+    "kernels",
+    "load",
+    "nn",
+    "plugins",
+    "presets",
+    "qfloat8",
+    "qfloat8_e4m3fn",
+    "qfloat8_e4m3fnuz",
+    "qfloat8_e5m2",
+    "qfloat8_e5m2fnuz",
+    "qfp4",
+    "qint2",
+    "qint3",
+    "qint4",
+    "qint8",
+    "qmxfp4",
+    "qmxfp8",
+    "qnf4",
+    "qnvfp4",
+    "qtypes",
+    "quantization_map",
+    "quantize",
+    "quantize_activation",
+    "quantize_tensor",
+    "quantized",
+    "requantize",
+    "save",
+]

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Layout`: how a kernel wants a weight arranged in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Layout", "Tensors"]
+
+#: codes, scale, zero point, global scale
+Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A private arrangement of a weight; never written to files.
+
+    The payload exists once: a module holds either the canonical tensors or these. Going back must be bit-exact.
+
+    Attributes:
+        name: unique, `"<package>.<layout>"`.
+        pack: `(tensors, qtype, block_size, size) -> tensors`, from canonical; `size` is the elements per row.
+        unpack: `(tensors, qtype, block_size, size) -> tensors`, back to canonical, bit for bit.
+    """
+
+    name: str
+    pack: Callable[[Tensors, str, tuple[int, ...], int], Tensors]
+    unpack: Callable[[Tensors, str, tuple[int, ...], int], Tensors]

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry: which kernels exist, and which one a layer gets.
+
+Choosing happens once per (operator, weight, device, dtypes) and is cached; a call then costs one dictionary lookup.
+Under torch.compile and torch.export the choice is a constant of the graph.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..weight import CANONICAL
+from .layout import Layout
+from .spec import KernelSpec, Request
+
+__all__ = ["Candidate", "Choice", "KernelConflict", "KernelFallbackWarning", "KernelRegistry", "kernels"]
+
+
+class KernelFallbackWarning(UserWarning):
+    """A layer runs the plain-torch reference although a faster kernel for its qtype is installed."""
+
+
+class KernelConflict(ValueError):
+    """Two kernels claim the same request at the same priority."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel and, if it was not eligible, the sentence that says why."""
+
+    spec: KernelSpec
+    refusal: str | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel a request gets, and every other that was looked at (fastest first)."""
+
+    request: Request
+    spec: KernelSpec
+    candidates: tuple[Candidate, ...]
+
+
+def _selection(text: str) -> tuple[frozenset[str], frozenset[str]]:
+    words = [w.strip() for w in text.split(",") if w.strip()]
+    blocked = frozenset(w[1:] for w in words if w.startswith("-"))
+    return frozenset(w for w in words if not w.startswith("-")), blocked
+
+
+class KernelRegistry:
+    """Kernels and layouts by name. Every method is safe to call from several threads."""
+
+    def __init__(self) -> None:
+        self.specs: dict[str, KernelSpec] = {}
+        self.layouts: dict[str, Layout] = {}
+        #: callables by kernel name; what the operators call.
+        self.calls: dict[str, Callable[..., Any]] = {}
+        self._names: dict[tuple[str, str, str, torch.dtype, str], str] = {}
+        self._distrusted: dict[str, str] = {}
+        self._checked: set[tuple[object, ...]] = set()
+        self._warned: set[str] = set()
+        self._origin = "quanto-core"
+        self._lock = threading.RLock()
+        self._forced, self._blocked = _selection(os.environ.get("QUANTO_KERNELS", ""))
+
+    # -- registration ------------------------------------------------------------------------------------------
+
+    def register(self, spec: KernelSpec) -> None:
+        """Adds a kernel.
+
+        Raises:
+            ValueError: if the name is taken or the layout is unknown.
+            KernelConflict: if another kernel claims the same at the same priority; the message names both.
+        """
+        with self._lock:
+            spec = replace(spec, origin=self._origin)
+            if spec.name in self.specs:
+                other = self.specs[spec.name]
+                raise ValueError(f"kernel {spec.name!r} of {spec.origin} is registered already by {other.origin}")
+            if spec.layout != CANONICAL and spec.layout not in self.layouts:
+                raise ValueError(f"kernel {spec.name!r}: register its layout {spec.layout!r} first")
+            for other in self.specs.values():
+                if spec.overlaps(other):
+                    raise KernelConflict(
+                        f"kernels {spec.name!r} ({spec.origin}) and {other.name!r} ({other.origin}) claim the same "
+                        f"{spec.op} at priority {spec.priority}; block one, as in QUANTO_PLUGINS=-NAME"
+                    )
+            self.specs[spec.name] = spec
+            self.calls[spec.name] = spec.fn
+            self._names.clear()
+
+    def register_layout(self, layout: Layout) -> None:
+        """Adds a layout.
+
+        Raises:
+            ValueError: if the name is taken.
+        """
+        with self._lock:
+            if layout.name == CANONICAL or layout.name in self.layouts:
+                raise ValueError(f"layout {layout.name!r} is registered already")
+            self.layouts[layout.name] = layout
+
+    @contextmanager
+    def transaction(self, origin: str) -> Iterator[None]:
+        """Registers under the name of a distribution; takes all of it back if anything in the block raises."""
+        with self._lock:
+            saved = dict(self.specs), dict(self.layouts), dict(self.calls), self._origin
+            self._origin = origin
+            try:
+                yield
+            except BaseException:
+                self.specs, self.layouts = saved[0], saved[1]
+                self.calls.clear()
+                self.calls.update(saved[2])
+                raise
+            finally:
+                self._origin = saved[3]
+                self._names.clear()
+
+    # -- choosing ----------------------------------------------------------------------------------------------
+
+    def name_for(self, op: str, key: str, device: str, dtype: torch.dtype, activations: str = "") -> str:
+        """The name of the kernel for a weight; the hot path."""
+        try:
+            return self._names[op, key, device, dtype, activations]
+        except KeyError:
+            return self._choose_and_check(op, key, device, dtype, activations)
+
+    def choose(self, request: Request, any_layout: bool = False) -> Choice:
+        """Chooses without running anything.
+
+        Args:
+            request: what is needed.
+            any_layout: whether kernels of other layouts may answer, as when a weight is about to be arranged.
+        """
+        from ..plugins.manager import plugins
+
+        plugins.load()
+        with self._lock:
+            ranked = sorted(
+                (s for s in self.specs.values() if s.op == request.op),
+                key=lambda s: (s.name not in self._forced, -s.priority, s.name),
+            )
+            candidates = tuple(Candidate(s, self._refusal(s, request, any_layout)) for s in ranked)
+            chosen = next((c.spec for c in candidates if c.refusal is None), None)
+        if chosen is None:
+            chosen = self._unpacking_reference(request)
+        return Choice(request, chosen, candidates)
+
+    def _refusal(self, spec: KernelSpec, request: Request, any_layout: bool) -> str | None:
+        if spec.name in self._blocked or spec.origin in self._blocked:
+            return "blocked by QUANTO_KERNELS or quanto.kernels.select"
+        if spec.name in self._distrusted:
+            return self._distrusted[spec.name]
+        if spec.device == "any":
+            if request.layout != CANONICAL and not any_layout:
+                return f"takes the canonical layout, not {request.layout}"
+            return None
+        reason = spec.refusal(request)
+        if reason is None and spec.layout != request.layout and not any_layout:
+            return f"takes the layout {spec.layout}, not {request.layout}"
+        return reason
+
+    def _unpacking_reference(self, request: Request) -> KernelSpec:
+        """The reference for a weight that lies in a kernel's layout which nobody can take (another dtype, say)."""
+        reference = self.specs[f"reference.{request.op}"]
+        name = f"{reference.name}[{request.layout}]"
+        layout = self.layouts[request.layout]
+        blocks, size = request.block_size, request.shape[-1]
+
+        def call(*args: Any) -> Any:
+            first = 2 if request.activations else 1
+            canonical = layout.unpack(args[first : first + 4], request.qtype, blocks, size)
+            return reference.fn(*args[:first], *canonical, *args[first + 4 :])
+
+        name = f"{name}[{request.qtype},{blocks},{size},{request.activations}]"
+        self.calls.setdefault(name, call)
+        return replace(reference, name=name, layout=request.layout)
+
+    def _choose_and_check(self, op: str, key: str, device: str, dtype: torch.dtype, activations: str) -> str:
+        from .selfcheck import check
+
+        request = Request.parse(op, key, device, dtype, activations)
+        while True:
+            choice = self.choose(request)
+            spec = choice.spec
+            subject = (spec.name, request.qtype, request.dtype, request.granularity, request.zero_point)
+            if spec.device == "any" or subject in self._checked:
+                break
+            lie = check(spec, request, self.layouts.get(spec.layout), self.specs[f"reference.{op}"].fn)
+            self._checked.add(subject)
+            if lie is None:
+                break
+            self.distrust(spec.name, lie)
+        self._warn_of_fallback(choice)
+        self._names[op, key, device, dtype, activations] = choice.spec.name
+        return choice.spec.name
+
+    def distrust(self, name: str, reason: str) -> None:
+        """Takes a kernel out of service for this process, with one warning."""
+        spec = self.specs[name]
+        self._distrusted[name] = f"failed its self check: {reason}"
+        self._names.clear()
+        warnings.warn(
+            f"quanto: kernel {name!r} of {spec.origin} is replaced by the next best: {reason}. "
+            f"Please report it to {spec.origin}; QUANTO_KERNELS=-{name} silences this.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+    def _warn_of_fallback(self, choice: Choice) -> None:
+        """Says once per reason why a kernel made for this qtype and device is not the one that runs."""
+        request = choice.request
+        if not choice.spec.name.startswith("reference."):
+            return
+        for candidate in choice.candidates:
+            spec = candidate.spec
+            made_for = spec.device == request.device and request.qtype in spec.qtypes
+            if made_for and request.activations in spec.activations:
+                reason = f"{spec.name} {candidate.refusal}"
+                if reason not in self._warned:
+                    self._warned.add(reason)
+                    warnings.warn(f"{request}: the reference runs, {reason}", KernelFallbackWarning, stacklevel=5)
+                return
+
+    # -- by name -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def select(self, *names: str) -> Iterator[None]:
+        """Forces kernels by name, or blocks them (`"-name"`), within the block.
+
+        A distribution's name blocks all of its kernels.
+
+        A compiled model keeps the kernels it was compiled with.
+
+        Raises:
+            ValueError: if no such kernel exists.
+        """
+        from ..plugins.manager import plugins
+
+        plugins.load()
+        known = set(self.specs) | {s.origin for s in self.specs.values()}
+        for name in names:
+            if name.removeprefix("-") not in known:
+                raise ValueError(f"no kernel {name!r}; known: {', '.join(sorted(self.specs))}")
+        forced, blocked = _selection(",".join(names))
+        with self._lock:
+            saved = self._forced, self._blocked, self._names
+            self._forced, self._blocked, self._names = saved[0] | forced, saved[1] | blocked, {}
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._forced, self._blocked, self._names = saved
+
+
+#: the process's registry.
+kernels = KernelRegistry()

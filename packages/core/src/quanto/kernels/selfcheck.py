@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numeric check of a native kernel at its first use in a process.
+
+Kernels that compile and return wrong numbers exist (an int8 Metal kernel on the M4, a Marlin kernel that dropped the
+bias for a year), so a kernel is believed only after it has agreed with the reference on a small random problem of the
+kind it is about to solve: milliseconds, once per kernel and qtype.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .layout import Layout
+from .problems import arguments, compare, default_tolerance, random_weight
+from .spec import KernelSpec, Request
+
+__all__ = ["check"]
+
+_MAX_SIZE = 1024
+_TOKENS = (1, 19)
+
+
+def _smaller(request: Request) -> Request:
+    """The same kind of problem at a few hundred rows and columns; what divides the sizes still divides them."""
+    *lead, size = request.shape
+    blocks = list(request.block_size)
+    if size > _MAX_SIZE:
+        unit = blocks[-1] if blocks and blocks[-1] < size else 64
+        small = _MAX_SIZE // unit * unit or unit
+        small += size % unit
+        if blocks and blocks[-1] >= size:
+            blocks[-1] = small
+        size = small
+    rows = lead[-1] if lead else 1
+    if rows > 256 and (not blocks or blocks[-2] == 1):
+        rows = 128 + rows % 64
+    lead = [*(min(n, 3) for n in lead[:-1]), rows] if lead else []
+    return replace(request, shape=(*lead, size), block_size=tuple(blocks))
+
+
+def check(
+    spec: KernelSpec, request: Request, layout: Layout | None, reference: Callable[..., Any]
+) -> str | None:
+    """Compares a kernel with the reference; returns what is wrong, or None.
+
+    Runs in a thread of its own: dispatch modes, autocast, gradients and fake tensors of the caller are thread-local and
+    so cannot reach it, not even while a graph is being traced.
+    """
+    found: list[str | None] = []
+
+    def run() -> None:
+        try:
+            with torch.no_grad():
+                found.append(_compare(spec, _smaller(request), layout, reference))
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's kernel raises means that it can't be used
+            found.append(f"raised {type(error).__name__}: {error}")
+
+    thread = threading.Thread(target=run, name=f"quanto-selfcheck-{spec.name}")
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def _compare(
+    spec: KernelSpec, request: Request, layout: Layout | None, reference: Callable[..., Any]
+) -> str | None:
+    if spec.refusal(request) is not None:
+        return None  # the small problem is outside of what it claims; nothing can be said
+    generator = torch.Generator().manual_seed(20)
+    canonical = tuple(None if t is None else t.to(request.device) for t in random_weight(request, generator))
+    tolerance = spec.tolerance if spec.tolerance is not None else default_tolerance(request.dtype)
+    for tokens in _TOKENS:
+        args, at = arguments(request, canonical, tokens, generator)  # type: ignore[arg-type]
+        want = reference(*args)
+        if layout is not None:
+            size = request.shape[-1]
+            args[at : at + 4] = layout.pack(canonical, request.qtype, request.block_size, size)  # type: ignore[arg-type]
+        problem = compare(spec.fn(*args), want, tolerance)
+        if problem is not None:
+            return problem
+    return None

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quantized twin of `nn.Linear`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import ops
+from ..tensor import QTensor
+from ..tensor.functions import is_activation
+from ..weight import Weight
+from .activations import fake_quantize_activation
+from .base import QModule
+from .handover import finish, static_scale
+
+__all__ = ["QLinear"]
+
+
+class QLinear(QModule, nn.Linear):
+    """`nn.Linear` with a quantized weight `[out, in]`, and quantized inputs if the scheme says so."""
+
+    quantizes_input = True
+    quantizes_output = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[…, in]` to `[…, out]`, in x's dtype (autocast's where it is on)."""
+        p, slot = self._parameters, self._slots["weight"]
+        codes = p.get("weight_packed")
+        if codes is None:
+            return self._simulate(x)
+        if torch.is_autocast_enabled(codes.device.type) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(codes.device.type))
+        w = Weight(
+            codes,
+            p["weight_scale"],  # type: ignore[arg-type]
+            p.get("weight_zero_point"),
+            p.get("weight_global_scale"),
+            slot.scheme.weights,  # type: ignore[arg-type]
+            slot.block_size,
+            slot.size,
+            slot.key,
+        )
+        bias = p["bias"] if "bias" in p else self.bias
+        if slot.scheme.activations is None:
+            return ops.linear(x, w, bias)
+        return self._quantized(x, w, bias, slot.scheme.activations)
+
+    def _quantized(self, x: Tensor, w: Weight, bias: Tensor | None, qtype: str) -> Tensor:
+        scale = static_scale(self)
+        if isinstance(x, QTensor):
+            if is_activation(x) and x.qtype.name == qtype:
+                out_scale = self.output_scale
+                y = ops.scaled_linear(x.codes, x.scale, w, bias, qtype, out_scale, x.dtype)
+                if out_scale is None:
+                    return y
+                made = QTensor(y, out_scale, qtype=qtype, dtype=x.dtype)
+                made.producer = self
+                return made
+            x = x.dequantize()
+        return finish(self, ops.quantized_linear(x, w, bias, qtype, scale))
+
+    def _simulate(self, x: Tensor) -> Tensor:
+        """Trainable: the float weight rounded on the fly, straight-through."""
+        weight = self.effective()
+        qtype = self.scheme.activations
+        if isinstance(x, QTensor):
+            x = x.dequantize()
+        elif qtype is not None:
+            x = fake_quantize_activation(x, qtype, static_scale(self))
+        return finish(self, F.linear(x, weight, self.bias))

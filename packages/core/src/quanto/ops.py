@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators: the contract between layers and kernels.
+
+Each schema below is defined once as `torch.ops.quanto_core.<name>`, whose implementation is the plain-torch reference,
+with a fake implementation, so that it traces, exports and passes `torch.library.opcheck`. A kernel is any callable of
+the same signature. The functions at the end are what layers call: they pick the kernel and add the gradient.
+
+A weight is always `codes, scale, zero_point, global_scale` together with `qtype` and `block_size` (see
+`quanto.weight.Weight`). `[…]` are leading dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import packing, reference
+from .blocks import scale_shape
+from .kernels.registry import kernels
+from .qtypes import get_qtype
+from .weight import Weight
+
+__all__ = ["SCHEMAS", "dequantize", "embedding", "grouped_linear", "linear", "quantized_linear"]
+
+_WEIGHT = "Tensor codes, Tensor scale, Tensor? zero_point, Tensor? global_scale"
+
+SCHEMAS: dict[str, str] = {
+    # x [… , K] -> codes [… , ceil(K * bits / 8)]
+    "quantize": "(Tensor x, Tensor scale, Tensor? zero_point, Tensor? global_scale, str qtype, int[] block_size)"
+    " -> Tensor",
+    # codes -> [… , size] of dtype
+    "dequantize": f"({_WEIGHT}, str qtype, int[] block_size, int size, ScalarType dtype) -> Tensor",
+    # codes uint8 [… , K] <-> packed uint8 [… , ceil(K * bits / 8)]
+    "pack": "(Tensor codes, int bits) -> Tensor",
+    "unpack": "(Tensor packed, int bits, int size) -> Tensor",
+    # x [… , K] -> codes [… , packed K], scale [… , 1]: one scale per token
+    "dynamic_quantize": "(Tensor x, str qtype, ScalarType scale_dtype) -> (Tensor, Tensor)",
+    # x [… , K], weight [N, K] -> [… , N]
+    "linear": f"(Tensor x, {_WEIGHT}, Tensor? bias, str qtype, int[] block_size) -> Tensor",
+    # grad [… , N] -> [… , size]
+    "linear_input_grad": f"(Tensor grad, {_WEIGHT}, str qtype, int[] block_size, int size) -> Tensor",
+    # x_codes [… , K], x_scale [] or [… , 1] -> [… , N] of dtype, or its codes where out_scale is given
+    "scaled_linear": f"(Tensor x_codes, Tensor x_scale, {_WEIGHT}, Tensor? bias, str x_qtype, str qtype,"
+    " int[] block_size, Tensor? out_scale, ScalarType dtype) -> Tensor",
+    # x [T, K] sorted by expert, weight [E, N, K], offsets int32 [E] -> [T, N]
+    "grouped_linear": f"(Tensor x, {_WEIGHT}, Tensor? bias, Tensor offsets, str qtype, int[] block_size) -> Tensor",
+    # indices […], weight [V, size] -> [… , size] of dtype
+    "embedding": f"(Tensor indices, {_WEIGHT}, str qtype, int[] block_size, int size, ScalarType dtype) -> Tensor",
+}
+
+_library = torch.library.Library("quanto_core", "FRAGMENT")
+
+
+def _define() -> None:
+    """Defines the operators in torch, once, at import: they must exist before any saved graph that holds them runs."""
+    implementations = {"pack": packing.pack, "unpack": packing.unpack}
+    for name, schema in SCHEMAS.items():
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        function = implementations.get(name) or getattr(reference, name)
+        _library.impl(name, _fresh(function), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"quanto_core::{name}", globals()[f"_fake_{name}"], lib=_library)
+
+
+def _fresh(function: Any) -> Any:
+    """An operator must not return its argument: 8-bit packing is the identity, so copy there."""
+
+    def call(*args: Any) -> Any:
+        out = function(*args)
+        return out.clone() if isinstance(out, Tensor) and out is args[0] else out
+
+    return call
+
+
+# -- fakes: shapes and dtypes only -----------------------------------------------------------------------------------
+
+
+def _check_inner(x: Tensor, codes: Tensor, qtype: str, what: str = "x") -> None:
+    need = packing.packed_size(x.shape[-1], get_qtype(qtype).bits)
+    torch._check(
+        codes.shape[-1] == need,
+        lambda: f"{what} has {x.shape[-1]} features, which {qtype} packs in {need} bytes; codes has {codes.shape[-1]}",
+    )
+
+
+def _fake_quantize(x: Tensor, scale: Tensor, zero: Any, shared: Any, qtype: str, block_size: list[int]) -> Tensor:
+    q = get_qtype(qtype)
+    return x.new_empty((*x.shape[:-1], packing.packed_size(x.shape[-1], q.bits)), dtype=q.storage)
+
+
+def _fake_dequantize(
+    codes: Tensor, scale: Tensor, zero: Any, shared: Any, qtype: str, block: list[int], size: int, dtype: torch.dtype
+) -> Tensor:
+    return codes.new_empty((*codes.shape[:-1], size), dtype=dtype)
+
+
+def _fake_pack(codes: Tensor, bits: int) -> Tensor:
+    return codes.new_empty((*codes.shape[:-1], packing.packed_size(codes.shape[-1], bits)))
+
+
+def _fake_unpack(packed: Tensor, bits: int, size: int) -> Tensor:
+    return packed.new_empty((*packed.shape[:-1], size))
+
+
+def _fake_dynamic_quantize(x: Tensor, qtype: str, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    q = get_qtype(qtype)
+    codes = x.new_empty((*x.shape[:-1], packing.packed_size(x.shape[-1], q.bits)), dtype=q.storage)
+    return codes, x.new_empty((*x.shape[:-1], 1), dtype=scale_dtype)
+
+
+def _fake_linear(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Any, shared: Any, bias: Any, qtype: str, block: list[int]
+) -> Tensor:
+    _check_inner(x, codes, qtype)
+    return x.new_empty((*x.shape[:-1], codes.shape[0]))
+
+
+def _fake_linear_input_grad(
+    grad: Tensor, codes: Tensor, scale: Tensor, zero: Any, shared: Any, qtype: str, block: list[int], size: int
+) -> Tensor:
+    return grad.new_empty((*grad.shape[:-1], size))
+
+
+def _fake_scaled_linear(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Any,
+    shared: Any,
+    bias: Any,
+    x_qtype: str,
+    qtype: str,
+    block: list[int],
+    out_scale: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    _check_inner(x_codes, codes, qtype, "x_codes")
+    return x_codes.new_empty(
+        (*x_codes.shape[:-1], codes.shape[0]), dtype=dtype if out_scale is None else get_qtype(x_qtype).storage
+    )
+
+
+def _fake_grouped_linear(
+    x: Tensor, codes: Tensor, scale: Tensor, zero: Any, shared: Any, bias: Any, offsets: Tensor, qtype: str, block: Any
+) -> Tensor:
+    _check_inner(x, codes, qtype)
+    return x.new_empty((x.shape[0], codes.shape[1]))
+
+
+def _fake_embedding(
+    indices: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Any,
+    shared: Any,
+    qtype: str,
+    block: list[int],
+    size: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return codes.new_empty((*indices.shape, size), dtype=dtype)
+
+
+# -- what layers call ------------------------------------------------------------------------------------------------
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _kernel(op: str, key: str, device: str, dtype: torch.dtype, activations: str = "") -> str:
+    if torch.compiler.is_exporting():
+        return f"reference.{op}"  # an exported program must run where the plugins of this machine are not installed
+    return kernels.name_for(op, key, device, dtype, activations)
+
+
+_calls = kernels.calls
+
+
+def _call_linear(x: Tensor, w: Weight, bias: Tensor | None) -> Tensor:
+    call = _calls[_kernel("linear", w.key, x.device.type, x.dtype)]
+    return call(x, w.codes, w.scale, w.zero_point, w.global_scale, bias, w.qtype, w.block_size)  # type: ignore[no-any-return]
+
+
+def _call_input_grad(grad: Tensor, w: Weight) -> Tensor:
+    call = _calls[_kernel("linear_input_grad", w.key, grad.device.type, grad.dtype)]
+    args = (w.codes, w.scale, w.zero_point, w.global_scale, w.qtype, w.block_size, w.size)
+    return call(grad.contiguous(), *args)  # type: ignore[no-any-return]
+
+
+def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` with a quantized weight.
+
+    Args:
+        x: floating, `[…, in]`.
+        w: the weight, `[out, in]`.
+        bias: `[out]` or None.
+
+    Returns:
+        `[…, out]` in x's dtype; differentiable with respect to x and bias.
+
+    Raises:
+        RuntimeError: if the last dimension of x is not `in`.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return _Linear.apply(x, bias, "", None, *w)  # type: ignore[no-any-return, no-untyped-call]
+    if x.shape[-1] != w.size:
+        raise RuntimeError(f"linear: x has {x.shape[-1]} features, the weight takes {w.size}")
+    return _call_linear(x, w, bias)
+
+
+def quantized_linear(
+    x: Tensor, w: Weight, bias: Tensor | None, activations: str, scale: Tensor | None = None
+) -> Tensor:
+    """`linear` on activations quantized on the way.
+
+    Args:
+        x: floating, `[…, in]`.
+        w: the weight.
+        bias: `[out]` or None.
+        activations: their qtype.
+        scale: `[]`, static; None quantizes each token with its own scale.
+
+    Returns:
+        `[…, out]` in x's dtype. Its gradient passes straight through the rounding of x.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return _Linear.apply(x, bias, activations, scale, *w)  # type: ignore[no-any-return, no-untyped-call]
+    return _call_quantized(x, w, bias, activations, scale)
+
+
+def _call_quantized(x: Tensor, w: Weight, bias: Tensor | None, activations: str, scale: Tensor | None) -> Tensor:
+    if x.shape[-1] != w.size:
+        raise RuntimeError(f"linear: x has {x.shape[-1]} features, the weight takes {w.size}")
+    if scale is None:
+        codes, scale = _calls[_kernel("dynamic_quantize", _activation_key(activations), x.device.type, x.dtype)](
+            x, activations, torch.float32
+        )
+    else:
+        codes = torch.ops.quanto_core.quantize(x, scale, None, None, activations, [])
+    return scaled_linear(codes, scale, w, bias, activations, None, x.dtype)
+
+
+def _activation_key(activations: str) -> str:
+    return f"{activations};;;float32;none;canonical"
+
+
+def scaled_linear(
+    codes: Tensor,
+    scale: Tensor,
+    w: Weight,
+    bias: Tensor | None,
+    activations: str,
+    out_scale: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The `scaled_linear` operator by the best kernel; no gradient."""
+    call = _calls[_kernel("scaled_linear", w.key, codes.device.type, dtype, activations)]
+    weight = (w.codes, w.scale, w.zero_point, w.global_scale)
+    return call(codes, scale, *weight, bias, activations, w.qtype, w.block_size, out_scale, dtype)  # type: ignore[no-any-return]
+
+
+class _Linear(torch.autograd.Function):
+    """Gives every kernel, whoever wrote it, the gradient of a linear layer with a frozen weight."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, bias: Tensor | None, activations: str, scale: Tensor | None, *weight: Any
+    ) -> Tensor:
+        w = Weight(*weight)
+        ctx.save_for_backward(*w[:4])
+        ctx.constants = w[4:]
+        ctx.bias = None if bias is None else bias.dtype
+        if activations:
+            return _call_quantized(x, w, bias, activations, scale)
+        if x.shape[-1] != w.size:
+            raise RuntimeError(f"linear: x has {x.shape[-1]} features, the weight takes {w.size}")
+        return _call_linear(x, w, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        w = Weight(*ctx.saved_tensors, *ctx.constants)
+        grad_x = _call_input_grad(grad, w) if ctx.needs_input_grad[0] else None
+        grad_bias = None
+        if ctx.bias is not None and ctx.needs_input_grad[1]:
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias)
+        return grad_x, grad_bias, *(None,) * (2 + len(Weight._fields))
+
+
+def embedding(indices: Tensor, w: Weight, dtype: torch.dtype) -> Tensor:
+    """Rows of a quantized table, decoded to `dtype`: `[*indices.shape, size]`."""
+    call = _calls[_kernel("embedding", w.key, w.codes.device.type, dtype)]
+    args = (w.codes, w.scale, w.zero_point, w.global_scale, w.qtype, w.block_size, w.size, dtype)
+    return call(indices, *args)  # type: ignore[no-any-return]
+
+
+def grouped_linear(x: Tensor, w: Weight, bias: Tensor | None, offsets: Tensor) -> Tensor:
+    """Linear layers of many experts in one call; see `quanto.reference.grouped_linear`."""
+    call = _calls[_kernel("grouped_linear", w.key, x.device.type, x.dtype)]
+    weight = (w.codes, w.scale, w.zero_point, w.global_scale)
+    return call(x, *weight, bias, offsets, w.qtype, w.block_size)  # type: ignore[no-any-return]
+
+
+def dequantize(w: Weight, dtype: torch.dtype) -> Tensor:
+    """The values of a weight, `[…, size]` of `dtype`."""
+    call = _calls[_kernel("dequantize", w.key, w.codes.device.type, dtype)]
+    return call(w.codes, w.scale, w.zero_point, w.global_scale, w.qtype, w.block_size, w.size, dtype)  # type: ignore[no-any-return]
+
+
+def check_weight(w: Weight, shape: tuple[int, ...]) -> None:
+    """Raises ValueError, naming the tensor, if a weight's tensors do not fit its shape and qtype."""
+    q = get_qtype(w.qtype)
+    packed = (*shape[:-1], packing.packed_size(shape[-1], q.bits))
+    if tuple(w.codes.shape) != packed or w.codes.dtype != q.storage:
+        got = f"{w.codes.dtype} {tuple(w.codes.shape)}"
+        raise ValueError(f"codes must be {q.storage} {packed} for {q.name} {shape}, got {got}")
+    sizes = scale_shape(shape, w.block_size)
+    for name, tensor in (("scale", w.scale), ("zero_point", w.zero_point)):
+        if tensor is not None and tuple(tensor.shape) != sizes:
+            raise ValueError(f"{name} must have shape {sizes} for block_size {w.block_size}, got {tuple(tensor.shape)}")
+
+
+_define()

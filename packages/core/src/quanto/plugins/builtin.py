@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""quanto-core's own contributions, through the same hooks as everyone's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from ..kernels import KernelRegistry
+    from ..nn.registry import ModuleRegistry
+    from ..quantizers import Quantizer
+
+
+@hookimpl
+def register_quantizers(register: Callable[[Quantizer], None]) -> None:
+    from ..quantizers import AbsmaxQuantizer, MinMaxQuantizer
+
+    register(AbsmaxQuantizer())
+    register(MinMaxQuantizer())
+
+
+@hookimpl
+def register_kernels(registry: KernelRegistry) -> None:
+    from ..kernels import native, references
+
+    references.register(registry)
+    native.register(registry)
+
+
+@hookimpl
+def register_modules(registry: ModuleRegistry) -> None:
+    from ..nn import twins
+
+    twins.register(registry)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds plugins, lets them register, and survives them.
+
+Entry points load lazily, at the first question that a plugin could answer, each behind a guard: what fails is recorded,
+reported once, and rolled back whole, so that a broken plugin behaves like one that isn't installed.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from . import hookspecs
+
+__all__ = ["PluginManager", "PluginRecord", "plugins"]
+
+GROUP = "quanto"
+
+
+@dataclass(frozen=True)
+class PluginRecord:
+    """What became of a plugin.
+
+    Attributes:
+        name: entry-point name.
+        distribution: name and version of the package, such as `"quanto-backend-cpu 0.1.0"`.
+        status: `"loaded"`, `"blocked"` or `"failed"`.
+        reason: a sentence, where it was not loaded.
+        detail: the traceback of a failure.
+    """
+
+    name: str
+    distribution: str
+    status: str
+    reason: str = ""
+    detail: str = ""
+
+
+class PluginManager:
+    """Collects plugins; never dispatches calls."""
+
+    def __init__(self) -> None:
+        self.pm = pluggy.PluginManager("quanto")
+        self.pm.add_hookspecs(hookspecs)
+        self.records: list[PluginRecord] = []
+        self._loaded = False
+        self._lock = threading.RLock()
+
+    def load(self) -> bool:
+        """Loads the built-ins and every entry point, once; returns whether this call did it."""
+        if self._loaded:
+            return False
+        with self._lock:
+            if self._loaded:
+                return False
+            self._loaded = True  # first: registering may ask questions that end up here again
+            from . import builtin
+
+            self._register(builtin, "quanto-core")
+            for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+                self._load(entry)
+            return True
+
+    def _load(self, entry: EntryPoint) -> None:
+        dist = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value
+        if not _allowed(entry.name):
+            self.records.append(PluginRecord(entry.name, dist, "blocked", "left out by QUANTO_PLUGINS"))
+            return
+        try:
+            module = entry.load()
+            _check_version(module)
+            self._register(module, dist.split(" ")[0])
+        except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything, and must not stop ours
+            reason = f"{type(error).__name__}: {error}"
+            self.records.append(PluginRecord(entry.name, dist, "failed", reason, traceback.format_exc()))
+            warnings.warn(
+                f"quanto: the plugin {entry.name!r} of {dist} was left out: {reason}. "
+                f"`quanto info` shows more; QUANTO_PLUGINS=-{entry.name} silences this.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        else:
+            self.records.append(PluginRecord(entry.name, dist, "loaded"))
+
+    def _register(self, module: ModuleType | object, origin: str) -> None:
+        """Calls the hooks of one plugin; on any error nothing of it remains."""
+        from ..kernels import kernels
+        from ..nn.registry import modules
+        from ..qtypes import qtypes, register_qtype
+        from ..quantizers import quantizers, register_quantizer
+        from ..serialization.formats import formats, register_format
+
+        tables: list[dict[Any, Any]] = [qtypes, quantizers, modules.twins, formats]
+        saved = [dict(t) for t in tables]
+        try:
+            with kernels.transaction(origin):
+                self.pm.register(module, name=origin)
+                for hook, argument in (
+                    (self.pm.hook.register_qtypes, {"register": register_qtype}),
+                    (self.pm.hook.register_quantizers, {"register": register_quantizer}),
+                    (self.pm.hook.register_kernels, {"registry": kernels}),
+                    (self.pm.hook.register_modules, {"registry": modules}),
+                    (self.pm.hook.register_formats, {"register": register_format}),
+                ):
+                    for implementation in hook.get_hookimpls():
+                        if implementation.plugin is module:
+                            implementation.function(*(argument[name] for name in implementation.argnames))
+        except BaseException:
+            if self.pm.is_registered(module):
+                self.pm.unregister(module)
+            for table, before in zip(tables, saved, strict=True):
+                table.clear()
+                table.update(before)
+            raise
+
+    def register_commands(self, app: Any) -> None:
+        """Lets every plugin add subcommands; one that fails is reported and left out."""
+        self.load()
+        for implementation in self.pm.hook.register_commands.get_hookimpls():
+            try:
+                implementation.function(app=app)
+            except Exception as error:  # noqa: BLE001 - as above
+                warnings.warn(f"quanto: commands of {implementation.plugin_name}: {error}", RuntimeWarning, stacklevel=2)
+
+
+def _allowed(name: str) -> bool:
+    """`QUANTO_PLUGINS`: unset loads all, empty loads none, `a,b` loads those, `-a` all but a."""
+    text = os.environ.get("QUANTO_PLUGINS")
+    if text is None:
+        return True
+    words = [w.strip() for w in text.split(",") if w.strip()]
+    if f"-{name}" in words:
+        return False
+    wanted = [w for w in words if not w.startswith("-")]
+    return name in wanted if wanted or not words else True
+
+
+def _check_version(module: object) -> None:
+    found = getattr(module, "QUANTO_API", None)
+    if found is None:
+        raise TypeError(f"it declares no QUANTO_API; this quanto-core has API {hookspecs.API_VERSION}")
+    if found != hookspecs.API_VERSION:
+        older = isinstance(found, int) and found < hookspecs.API_VERSION
+        advice = "upgrade the plugin" if older else "upgrade quanto-core"
+        raise TypeError(f"it was written for API {found}, this quanto-core has API {hookspecs.API_VERSION}; {advice}")
+
+
+#: the process's plugins.
+plugins = PluginManager()

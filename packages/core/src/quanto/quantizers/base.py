@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Quantizer`: an algorithm that chooses scales, and the table of those known by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..qtypes import QType
+
+__all__ = ["Parameters", "Quantizer", "Target", "get_quantizer", "quantizers", "register_quantizer"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a tensor is to become.
+
+    Attributes:
+        qtype: of the codes.
+        block_size: which elements share a scale (see `quanto.blocks`).
+        scale_dtype: of the scales.
+        symmetric: whether zero points are absent (always so for floats).
+    """
+
+    qtype: QType
+    block_size: tuple[int, ...]
+    scale_dtype: torch.dtype
+    symmetric: bool = True
+
+
+class Parameters(NamedTuple):
+    """Scale, zero point and global scale; see `quanto.weight.Weight` for their shapes."""
+
+    scale: Tensor
+    zero_point: Tensor | None = None
+    global_scale: Tensor | None = None
+
+
+class Quantizer(ABC):
+    """An algorithm. Subclasses set `name` and write `parameters`; one that also chooses codes overrides `codes`."""
+
+    #: the name in `Scheme(algorithm=…)`
+    name: str
+
+    @abstractmethod
+    def parameters(self, x: Tensor, target: Target) -> Parameters:
+        """Chooses the scales of `x` (floating, any shape).
+
+        Raises:
+            ValueError: if the algorithm cannot serve the target; the message says which would.
+        """
+
+    def codes(self, x: Tensor, target: Target, p: Parameters) -> Tensor:
+        """Packed codes of `x` under the parameters; nearest code by default."""
+        return reference.quantize(x, p.scale, p.zero_point, p.global_scale, target.qtype.name, target.block_size)
+
+
+#: algorithms by name; plugins add theirs through the `register_quantizers` hook.
+quantizers: dict[str, Quantizer] = {}
+
+
+def register_quantizer(quantizer: Quantizer) -> None:
+    """Adds an algorithm.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if quantizer.name in quantizers:
+        raise ValueError(f"quantizer {quantizer.name!r} is registered already")
+    quantizers[quantizer.name] = quantizer
+
+
+def get_quantizer(name: str) -> Quantizer:
+    """Returns the algorithm of that name.
+
+    Raises:
+        ValueError: if there is none, naming those that are known.
+    """
+    from ..plugins.manager import plugins
+
+    plugins.load()
+    try:
+        return quantizers[name]
+    except KeyError:
+        raise ValueError(f"unknown algorithm {name!r}; known: {', '.join(sorted(quantizers))}") from None

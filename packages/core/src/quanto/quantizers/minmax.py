@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Min/max: the range of a block maps to the range of an integer qtype, with a zero point."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reference import round_up_to
+from .absmax import block_reduce
+from .base import Parameters, Quantizer, Target
+
+__all__ = ["MinMaxQuantizer"]
+
+
+class MinMaxQuantizer(Quantizer):
+    """`scale = (max - min) / (2**bits - 1)`, `zero_point = round(qmin - min / scale)`.
+
+    The range always holds zero, so that the zero point is an integer within the qtype's own range (which formats of
+    other libraries require) and zero stays exact. The scale is rounded up so that nothing is clipped.
+    """
+
+    name = "minmax"
+
+    def parameters(self, x: Tensor, target: Target) -> Parameters:
+        """See `Quantizer.parameters`; serves integers."""
+        q = target.qtype
+        if not q.is_integer:
+            raise ValueError(f"algorithm 'minmax' needs an integer qtype, not {q.name}; use 'absmax'")
+        if target.symmetric:
+            raise ValueError("algorithm 'minmax' places zero points; use 'absmax' for a symmetric scheme")
+        compute = torch.promote_types(x.dtype, torch.float32)
+        values = x.to(compute)
+        low = block_reduce(values, target.block_size, minimum=True).clamp(max=0)
+        high = block_reduce(values, target.block_size).clamp(min=0)
+        span = high - low
+        scale = round_up_to(torch.where(span == 0, 1.0, span / (q.qmax - q.qmin)), target.scale_dtype)
+        zero = (q.qmin - low / scale.to(compute)).round().clamp(q.qmin, q.qmax)
+        return Parameters(scale, torch.nan_to_num(zero).to(torch.int8))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a floating tensor to a `QTensor`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import packing, reference
+from ..blocks import scale_shape
+from ..qtypes import QType, get_qtype
+from ..quantizers import Target, get_quantizer
+from ..scheme import Scheme
+from .qtensor import QTensor
+
+__all__ = ["quantize_activation", "quantize_tensor"]
+
+
+def quantize_tensor(
+    x: Tensor,
+    qtype: str | QType | Scheme,
+    *,
+    block_size: Sequence[int] | None = None,
+    group_size: int | None = None,
+    granularity: str | None = None,
+    symmetric: bool | None = None,
+    algorithm: str | None = None,
+    scale_dtype: str | None = None,
+) -> QTensor:
+    """Quantizes a floating tensor.
+
+    Args:
+        x: floating, any shape; groups run along the last dimension. May be on the meta device.
+        qtype: of the codes; or a whole `Scheme`, and then nothing else but `block_size`.
+        block_size: which elements share a scale (see `quanto.blocks`); overrides the scheme's granularity.
+        group_size, granularity, symmetric, algorithm, scale_dtype: see `Scheme`.
+
+    Returns:
+        A `QTensor` of x's shape and dtype, without gradient.
+
+    Raises:
+        TypeError: if x is not floating.
+        ValueError: where the options conflict.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"x must be a floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
+    if isinstance(qtype, Scheme):
+        scheme = qtype
+    else:
+        scheme = Scheme(
+            get_qtype(qtype).name,
+            group_size=group_size,
+            granularity=granularity,
+            symmetric=symmetric,
+            algorithm=algorithm,
+            scale_dtype=scale_dtype,
+        )
+    shape = tuple(x.shape)
+    if block_size is None:
+        blocks = scheme.block_size(shape) if shape else ()
+    else:
+        scale_shape(shape, block_size)  # raises where it does not fit
+        if any(b <= 0 for b in block_size):
+            raise ValueError(f"block_size must be positive, got {tuple(block_size)}")
+        blocks = tuple(min(b, max(n, 1)) for b, n in zip(block_size, shape, strict=False))
+    target = Target(scheme.qtype, blocks, scheme.scales(x.dtype), scheme.is_symmetric)
+    with torch.no_grad():
+        tensors = _empty(x, target) if x.is_meta or x.numel() == 0 else _quantize(x.detach(), target, scheme.quantizer)
+    return QTensor(
+        *tensors, qtype=scheme.qtype, block_size=blocks, columns=shape[-1] if shape else 1, dtype=x.dtype, shape=shape
+    )
+
+
+def _quantize(x: Tensor, target: Target, algorithm: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    quantizer = get_quantizer(algorithm)
+    x = x.contiguous()
+    p = quantizer.parameters(x, target)
+    return quantizer.codes(x if x.ndim else x.reshape(1), target, p), *p
+
+
+def _empty(x: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Tensors of the right shapes without values, for meta tensors and empty ones."""
+    q, shape = target.qtype, tuple(x.shape)
+    codes = x.new_empty((*shape[:-1], packing.packed_size(shape[-1], q.bits)), dtype=q.storage)
+    sizes = scale_shape(shape, target.block_size)
+    zero = None if target.symmetric else x.new_zeros(sizes, dtype=torch.int8)
+    shared = x.new_empty((), dtype=torch.float32) if q.two_level else None
+    return codes, x.new_empty(sizes, dtype=target.scale_dtype), zero, shared
+
+
+def quantize_activation(x: Tensor, qtype: str | QType, scale: Tensor | None = None) -> QTensor:
+    """Quantizes activations to 8 bits.
+
+    Args:
+        x: floating, `[…, features]`.
+        qtype: `"int8"` or a float8.
+        scale: `[]`, static; None gives each token (row of the last dimension) its own.
+    """
+    q = get_qtype(qtype)
+    if scale is None:
+        codes, scale = reference.dynamic_quantize(x, q.name, torch.float32)
+        return QTensor(codes, scale, qtype=q, block_size=(*(1,) * (x.ndim - 1), x.shape[-1]), dtype=x.dtype)
+    codes = torch.ops.quanto_core.quantize(x, scale, None, None, q.name, [])
+    return QTensor(codes, scale, qtype=q, dtype=x.dtype)
