@@ -218,6 +218,12 @@ class QModule(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return checkpoint.deepcopy(self, memo)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return checkpoint.getstate(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        checkpoint.setstate(self, state)
+
     def extra_repr(self) -> str:
         state = "frozen" if self.frozen else "trainable"
         return ", ".join(filter(None, (super().extra_repr(), f"{self.scheme}, {state}")))

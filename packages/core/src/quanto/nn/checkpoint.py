@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from ..kernels import kernels
 from ..ops import check_weight
 from ..tensor import quantize_tensor
+from ..tensor.qtensor import is_small_float
 from ..weight import CANONICAL, Weight
 from .slot import PARTS
 
 if TYPE_CHECKING:
     from .base import QModule
 
-__all__ = ["canonicalize", "deepcopy", "load"]
+__all__ = ["canonicalize", "deepcopy", "getstate", "load", "setstate"]
 
 
 def canonicalize(module: QModule, destination: dict[str, Any], prefix: str) -> None:
@@ -129,3 +130,25 @@ def deepcopy(module: QModule, memo: dict[int, Any]) -> QModule:
     memo[id(module)] = made
     made.__dict__.update(copy.deepcopy(module.__dict__, memo))
     return made
+
+
+def getstate(module: QModule) -> dict[str, Any]:
+    """What pickle stores: canonical weights, and one-byte scales as bytes: torch 2.13 can write those but not read
+    them back (`UntypedStorage has no attribute dtype`)."""
+    module.arrange(CANONICAL)
+    state = module.__dict__.copy()
+    state["_parameters"] = {
+        name: nn.Parameter(p.view(torch.uint8), False) if p is not None and is_small_float(p.dtype) else p
+        for name, p in module._parameters.items()
+    }
+    return state
+
+
+def setstate(module: QModule, state: dict[str, Any]) -> None:
+    """The inverse of `getstate`."""
+    for name, slot in state["_slots"].items():
+        scale = state["_parameters"].get(f"{name}_scale")
+        if scale is not None and scale.dtype == torch.uint8:
+            dtype = slot.scheme.scales(slot.dtype)
+            state["_parameters"][f"{name}_scale"] = nn.Parameter(scale.view(dtype), False)
+    nn.Module.__setstate__(module, state)

@@ -86,7 +86,7 @@ def _quantized_class(quantized: type[QModule], float_class: type[nn.Module]) -> 
 
 def _reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
     quantized, float_class = type(module).__bases__
-    return _remake, (quantized, float_class), module.__dict__.copy()
+    return _remake, (quantized, float_class), module.__getstate__()
 
 
 def _remake(quantized: type[QModule], float_class: type[nn.Module]) -> Any:

@@ -183,7 +183,10 @@ class QTensor(torch.Tensor):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         names, context = self.__tensor_flatten__()
         inner = {n: getattr(self, n) for n in names}
-        return _rebuild, (inner, context, tuple(self.shape))
+        dtype = self.scale.dtype
+        if is_small_float(dtype):  # torch 2.13 pickles these but cannot read them back
+            inner["scale"] = self.scale.view(torch.uint8)
+        return _rebuild, (inner, context, tuple(self.shape), dtype)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         blocks = f", block_size={self.block_size}" if self.block_size else ""
@@ -215,5 +218,12 @@ def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _rebuild(inner: dict[str, Tensor], context: tuple[Any, ...], shape: tuple[int, ...]) -> QTensor:
+def is_small_float(dtype: torch.dtype) -> bool:
+    """Whether a floating dtype has one byte."""
+    return dtype.is_floating_point and dtype.itemsize == 1
+
+
+def _rebuild(inner: dict[str, Tensor], context: tuple[Any, ...], shape: tuple[int, ...], scale: torch.dtype) -> QTensor:
+    if inner["scale"].dtype != scale:
+        inner["scale"] = inner["scale"].view(scale)
     return QTensor.__tensor_unflatten__(inner, context, shape, None)
