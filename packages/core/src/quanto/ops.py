@@ -174,11 +174,19 @@ def _kernel(op: str, key: str, device: str, dtype: torch.dtype, activations: str
 
 
 _calls = kernels.calls
+_direct = kernels.direct
 
 
 def _call_linear(x: Tensor, w: Weight, bias: Tensor | None) -> Tensor:
-    call = _calls[_kernel("linear", w.key, x.device.type, x.dtype)]
-    return call(x, w.codes, w.scale, w.zero_point, w.global_scale, bias, w.qtype, w.block_size)  # type: ignore[no-any-return]
+    codes, scale, zero_point, global_scale, qtype, block_size, size, key = w
+    if x.shape[-1] != size:
+        raise RuntimeError(f"linear: x has {x.shape[-1]} features, the weight takes {size}")
+    call = None if torch.compiler.is_compiling() else _direct.get((key, x.device, x.dtype))
+    if call is None:
+        call = _calls[_kernel("linear", key, x.device.type, x.dtype)]
+        if not torch.compiler.is_compiling():
+            _direct[key, x.device, x.dtype] = call
+    return call(x, codes, scale, zero_point, global_scale, bias, qtype, block_size)  # type: ignore[no-any-return]
 
 
 def _call_input_grad(grad: Tensor, w: Weight) -> Tensor:
@@ -203,8 +211,6 @@ def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
     """
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
         return _Linear.apply(x, bias, "", None, *w)  # type: ignore[no-any-return, no-untyped-call]
-    if x.shape[-1] != w.size:
-        raise RuntimeError(f"linear: x has {x.shape[-1]} features, the weight takes {w.size}")
     return _call_linear(x, w, bias)
 
 
@@ -272,8 +278,6 @@ class _Linear(torch.autograd.Function):
         ctx.bias = None if bias is None else bias.dtype
         if activations:
             return _call_quantized(x, w, bias, activations, scale)
-        if x.shape[-1] != w.size:
-            raise RuntimeError(f"linear: x has {x.shape[-1]} features, the weight takes {w.size}")
         return _call_linear(x, w, bias)
 
     @staticmethod

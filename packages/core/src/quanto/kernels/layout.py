@@ -8,10 +8,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Layout", "Tensors"]
+__all__ = ["WEIGHT_AT", "Layout", "Tensors"]
 
 #: codes, scale, zero point, global scale
 Tensors = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+#: where the four tensors stand among the arguments of the operators that take a weight.
+WEIGHT_AT = {
+    "dequantize": 0,
+    "linear": 1,
+    "linear_input_grad": 1,
+    "grouped_linear": 1,
+    "embedding": 1,
+    "scaled_linear": 2,
+}
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,13 @@ from typing import Any
 import torch
 
 from ..weight import CANONICAL
-from .layout import Layout
+from .layout import WEIGHT_AT, Layout
 from .spec import KernelSpec, Request
 
 __all__ = ["Candidate", "Choice", "KernelConflict", "KernelFallbackWarning", "KernelRegistry", "kernels"]
+
+
+_CORE = "quanto-core"
 
 
 class KernelFallbackWarning(UserWarning):
@@ -64,10 +67,12 @@ class KernelRegistry:
         #: callables by kernel name; what the operators call.
         self.calls: dict[str, Callable[..., Any]] = {}
         self._names: dict[tuple[str, str, str, torch.dtype, str], str] = {}
+        #: kernels of `linear` by (weight key, device, dtype): the shortest path of eager calls.
+        self.direct: dict[tuple[str, torch.device, torch.dtype], Callable[..., Any]] = {}
         self._distrusted: dict[str, str] = {}
         self._checked: set[tuple[object, ...]] = set()
         self._warned: set[str] = set()
-        self._origin = "quanto-core"
+        self._origin = _CORE
         self._lock = threading.RLock()
         self._forced, self._blocked = _selection(os.environ.get("QUANTO_KERNELS", ""))
 
@@ -77,11 +82,17 @@ class KernelRegistry:
         """Adds a kernel.
 
         Raises:
-            ValueError: if the name is taken or the layout is unknown.
+            ValueError: if the name is taken, or the operator or the layout is unknown.
             KernelConflict: if another kernel claims the same at the same priority; the message names both.
         """
+        from ..ops import SCHEMAS
+
         with self._lock:
             spec = replace(spec, origin=self._origin)
+            if spec.op not in SCHEMAS:
+                raise ValueError(f"kernel {spec.name!r}: no operator {spec.op!r}; known: {', '.join(SCHEMAS)}")
+            if not spec.qtypes and self._origin != _CORE:
+                raise ValueError(f"kernel {spec.name!r} claims no qtype")
             if spec.name in self.specs:
                 other = self.specs[spec.name]
                 raise ValueError(f"kernel {spec.name!r} of {spec.origin} is registered already by {other.origin}")
@@ -95,7 +106,7 @@ class KernelRegistry:
                     )
             self.specs[spec.name] = spec
             self.calls[spec.name] = spec.fn
-            self._names.clear()
+            self._forget()
 
     def register_layout(self, layout: Layout) -> None:
         """Adds a layout.
@@ -123,7 +134,11 @@ class KernelRegistry:
                 raise
             finally:
                 self._origin = saved[3]
-                self._names.clear()
+                self._forget()
+
+    def _forget(self) -> None:
+        self._names.clear()
+        self.direct.clear()
 
     # -- choosing ----------------------------------------------------------------------------------------------
 
@@ -155,16 +170,14 @@ class KernelRegistry:
             chosen = self._unpacking_reference(request)
         return Choice(request, chosen, candidates)
 
-    def _refusal(self, spec: KernelSpec, request: Request, any_layout: bool) -> str | None:
-        if spec.name in self._blocked or spec.origin in self._blocked:
+    def out_of_service(self, spec: KernelSpec) -> str | None:
+        """Why a kernel is given no request at all, whatever it claims; None if it is in service."""
+        if not spec.reference and (spec.name in self._blocked or spec.origin in self._blocked):
             return "blocked by QUANTO_KERNELS or quanto.kernels.select"
-        if spec.name in self._distrusted:
-            return self._distrusted[spec.name]
-        if spec.device == "any":
-            if request.layout != CANONICAL and not any_layout:
-                return f"takes the canonical layout, not {request.layout}"
-            return None
-        reason = spec.refusal(request)
+        return self._distrusted.get(spec.name)
+
+    def _refusal(self, spec: KernelSpec, request: Request, any_layout: bool) -> str | None:
+        reason = self.out_of_service(spec) or spec.refusal(request)
         if reason is None and spec.layout != request.layout and not any_layout:
             return f"takes the layout {spec.layout}, not {request.layout}"
         return reason
@@ -172,16 +185,16 @@ class KernelRegistry:
     def _unpacking_reference(self, request: Request) -> KernelSpec:
         """The reference for a weight that lies in a kernel's layout which nobody can take (another dtype, say)."""
         reference = self.specs[f"reference.{request.op}"]
-        name = f"{reference.name}[{request.layout}]"
         layout = self.layouts[request.layout]
         blocks, size = request.block_size, request.shape[-1]
 
+        first = WEIGHT_AT[request.op]
+
         def call(*args: Any) -> Any:
-            first = 2 if request.activations else 1
             canonical = layout.unpack(args[first : first + 4], request.qtype, blocks, size)
             return reference.fn(*args[:first], *canonical, *args[first + 4 :])
 
-        name = f"{name}[{request.qtype},{blocks},{size},{request.activations}]"
+        name = f"{reference.name}[{request.layout},{request.qtype},{blocks},{size}]"
         self.calls.setdefault(name, call)
         return replace(reference, name=name, layout=request.layout)
 
@@ -193,7 +206,7 @@ class KernelRegistry:
             choice = self.choose(request)
             spec = choice.spec
             subject = (spec.name, request.qtype, request.dtype, request.granularity, request.zero_point)
-            if spec.device == "any" or subject in self._checked:
+            if spec.reference or subject in self._checked:
                 break
             lie = check(spec, request, self.layouts.get(spec.layout), self.specs[f"reference.{op}"].fn)
             self._checked.add(subject)
@@ -208,7 +221,7 @@ class KernelRegistry:
         """Takes a kernel out of service for this process, with one warning."""
         spec = self.specs[name]
         self._distrusted[name] = f"failed its self check: {reason}"
-        self._names.clear()
+        self._forget()
         warnings.warn(
             f"quanto: kernel {name!r} of {spec.origin} is replaced by the next best: {reason}. "
             f"Please report it to {spec.origin}; QUANTO_KERNELS=-{name} silences this.",
@@ -217,14 +230,19 @@ class KernelRegistry:
         )
 
     def _warn_of_fallback(self, choice: Choice) -> None:
-        """Says once per reason why a kernel made for this qtype and device is not the one that runs."""
+        """Says once per reason why a kernel made for this qtype and device is not the one that runs.
+
+        Not where the user forced the reference or blocked the kernel, and not a second time after `distrust`.
+        """
         request = choice.request
-        if not choice.spec.name.startswith("reference."):
+        if not choice.spec.reference:
             return
         for candidate in choice.candidates:
             spec = candidate.spec
-            made_for = spec.device == request.device and request.qtype in spec.qtypes
-            if made_for and request.activations in spec.activations:
+            if candidate.refusal is None:
+                return
+            made_for = spec.device in ("any", request.device) and request.qtype in spec.qtypes
+            if made_for and request.activations in spec.activations and self.out_of_service(spec) is None:
                 reason = f"{spec.name} {candidate.refusal}"
                 if reason not in self._warned:
                     self._warned.add(reason)
@@ -255,11 +273,13 @@ class KernelRegistry:
         with self._lock:
             saved = self._forced, self._blocked, self._names
             self._forced, self._blocked, self._names = saved[0] | forced, saved[1] | blocked, {}
+            self.direct.clear()
         try:
             yield
         finally:
             with self._lock:
                 self._forced, self._blocked, self._names = saved
+                self.direct.clear()
 
 
 #: the process's registry.

@@ -97,7 +97,7 @@ class KernelSpec:
     Attributes:
         name: unique, `"<package>.<kernel>"`.
         op: the operator of `quanto.ops` it implements.
-        device: the device type it runs on.
+        device: the device type it runs on, or `"any"`.
         fn: the kernel; the operator's signature exactly. It must be traceable: a `torch.ops` overload with a fake
             implementation, or plain torch code.
         qtypes: of weights it takes.
@@ -144,9 +144,16 @@ class KernelSpec:
         if not callable(self.fn):
             raise TypeError(f"kernel {self.name!r}: fn must be callable")
 
+    @property
+    def reference(self) -> bool:
+        """Whether it is a reference kernel, which takes everything in the canonical layout."""
+        return self.device == "any" and not self.qtypes
+
     def refusal(self, request: Request) -> str | None:
-        """Says why this kernel does not take the request; None if it does."""
-        if request.device != self.device:
+        """Says why this kernel does not take the request, layout aside; None if it does."""
+        if self.reference:
+            return None
+        if self.device not in ("any", request.device):
             return f"runs on {self.device}, not on {request.device}"
         for value, claimed, noun in (
             (request.qtype, self.qtypes, "weights"),
@@ -176,6 +183,7 @@ class KernelSpec:
             and bool(self.dtypes & other.dtypes)
             and bool(self.granularities & other.granularities)
             and bool(self.zero_points & other.zero_points)
+            and bool(self.scale_dtypes & other.scale_dtypes)
             and bool(self.activations & other.activations)
         )
 

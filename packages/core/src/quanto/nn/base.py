@@ -75,7 +75,7 @@ class QModule(nn.Module):
             p[f"{name}_scale"],  # type: ignore[arg-type]
             p.get(f"{name}_zero_point"),
             p.get(f"{name}_global_scale"),
-            slot.scheme.weights,  # type: ignore[arg-type]
+            slot.qtype,
             slot.block_size,
             slot.size,
             slot.key,
@@ -135,6 +135,7 @@ class QModule(nn.Module):
                 value = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
                 self._parameters[f"{name}_{part}"] = value
         shape = slot.rows_shape()
+        slot.qtype = slot.scheme.qtype.name
         slot.block_size, slot.size, slot.layout = slot.scheme.block_size(shape), shape[-1], CANONICAL
         self._rekey(name)
 

@@ -37,7 +37,7 @@ class QLinear(QModule, nn.Linear):
             p["weight_scale"],  # type: ignore[arg-type]
             p.get("weight_zero_point"),
             p.get("weight_global_scale"),
-            slot.scheme.weights,  # type: ignore[arg-type]
+            slot.qtype,
             slot.block_size,
             slot.size,
             slot.key,

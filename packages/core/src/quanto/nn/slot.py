@@ -38,13 +38,14 @@ class Slot:
         dtype: of the float parameter; the dtype in which it is presented.
         arrangement: `"rows"` for `[…, out, in]`, `"flatten"` for convolutions `[out, …]`, `"transposed_flatten"` for
             transposed convolutions `[in, out, …]`, `"transposed"` for `[…, in, out]`.
-        block_size, size, key, layout: of the frozen weight (see `quanto.weight.Weight`).
+        qtype, block_size, size, key, layout: of the frozen weight (see `quanto.weight.Weight`).
     """
 
     scheme: Scheme
     shape: tuple[int, ...]
     dtype: torch.dtype
     arrangement: str = "rows"
+    qtype: str = ""
     block_size: tuple[int, ...] = ()
     size: int = 0
     key: str = ""
