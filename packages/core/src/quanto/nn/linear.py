@@ -17,6 +17,8 @@ from .handover import finish, static_scale
 
 __all__ = ["QLinear"]
 
+_any_autocast = torch._C._is_any_autocast_enabled  # 0.05 us, where asking for one device takes 0.7
+
 
 class QLinear(QModule, nn.Linear):
     """`nn.Linear` with a quantized weight `[out, in]`, and quantized inputs if the scheme says so."""
@@ -30,7 +32,7 @@ class QLinear(QModule, nn.Linear):
         codes = p.get("weight_packed")
         if codes is None:
             return self._simulate(x)
-        if torch.is_autocast_enabled(codes.device.type) and x.dtype != torch.float64:
+        if _any_autocast() and torch.is_autocast_enabled(codes.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(codes.device.type))
         w = Weight(
             codes,
