@@ -118,11 +118,12 @@ def _request(module: QModule, key: str, device: str, dtype: torch.dtype) -> Requ
 
 
 def _refused(choice: Choice) -> tuple[tuple[str, str], ...]:
-    """Kernels of this device ranked above the chosen one."""
+    """Kernels made for this qtype and device that rank above the chosen one."""
     out = []
     for candidate in choice.candidates:
         if candidate.spec.name == choice.spec.name:
             break
-        if candidate.refusal is not None and candidate.spec.device == choice.request.device:
+        made_for = candidate.spec.device == choice.request.device and choice.request.qtype in candidate.spec.qtypes
+        if candidate.refusal is not None and made_for:
             out.append((candidate.spec.name, candidate.refusal))
     return tuple(out)

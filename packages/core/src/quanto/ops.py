@@ -22,7 +22,7 @@ from .kernels.registry import kernels
 from .qtypes import get_qtype
 from .weight import Weight
 
-__all__ = ["SCHEMAS", "dequantize", "embedding", "grouped_linear", "linear", "quantized_linear"]
+__all__ = ["FAKES", "SCHEMAS", "dequantize", "embedding", "grouped_linear", "linear", "quantized_linear"]
 
 _WEIGHT = "Tensor codes, Tensor scale, Tensor? zero_point, Tensor? global_scale"
 
@@ -53,6 +53,10 @@ SCHEMAS: dict[str, str] = {
 _library = torch.library.Library("quanto_core", "FRAGMENT")
 
 
+#: fake implementation of each operator, for kernels that wrap the same schema.
+FAKES: dict[str, Any] = {}
+
+
 def _define() -> None:
     """Defines the operators in torch, once, at import: they must exist before any saved graph that holds them runs."""
     implementations = {"pack": packing.pack, "unpack": packing.unpack}
@@ -60,7 +64,8 @@ def _define() -> None:
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         function = implementations.get(name) or getattr(reference, name)
         _library.impl(name, _fresh(function), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"quanto_core::{name}", globals()[f"_fake_{name}"], lib=_library)
+        FAKES[name] = globals()[f"_fake_{name}"]
+        torch.library.register_fake(f"quanto_core::{name}", FAKES[name], lib=_library)
 
 
 def _fresh(function: Any) -> Any:

@@ -30,6 +30,7 @@ __all__ = [
     "linear",
     "linear_input_grad",
     "quantize",
+    "rescale",
     "round_up_to",
     "scaled_linear",
 ]
@@ -235,10 +236,9 @@ def scaled_linear(
         weight = decode(packing.unpack(codes, wq.bits, size), wq)
         if zero_point is not None:
             weight = weight - zero_point.float()
-        unit = xs * _multiplier(scale, global_scale, torch.float32).reshape(1, -1)
         # an affine int8 weight may reach +-255: half the exact chunk of products with int8 still holds 2**24
         total = _matmul(x, weight, exact=True) if zero_point is None or wq.bits < 8 else _wide(x, weight)
-        y = _add_bias(total, unit, bias, xs.ndim == 0)
+        y = rescale(total, xs, _multiplier(scale, global_scale, torch.float32).reshape(1, -1), bias)
     else:
         weight = dequantize(codes, scale, zero_point, global_scale, qtype, block_size, size, torch.float32)
         y = (x @ weight.T) * xs
@@ -255,11 +255,16 @@ def _wide(x: Tensor, weight: Tensor) -> Tensor:
     return 2 * _matmul(x, low, True) + _matmul(x, weight - 2 * low, True)
 
 
-def _add_bias(total: Tensor, unit: Tensor, bias: Tensor | None, per_tensor: bool) -> Tensor:
-    """Rescales integer sums by `unit` after adding the bias; as int32 where it fits, as float where it does not."""
+def rescale(total: Tensor, x_scale: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """float32 values of integer sums `[T, N]`, bias added.
+
+    With one input scale per tensor the bias joins as an int32 in units of `x_scale * scale`; where it would not fit
+    (channels with a tiny scale), and with a scale per token, it is added as a float.
+    """
+    unit = x_scale * scale
     if bias is None:
         return total.float() * unit
-    if not per_tensor:
+    if x_scale.ndim:
         return total.float() * unit + bias.float()
     ticks = (bias.float() / unit).round()
     fits = ticks.abs() < 2**30
