@@ -29,9 +29,9 @@ class Calibration:
             model(batch)
     ```
 
-    Every quantized module with activations, but those of `dynamic=True`, gets a static `input_scale`: the moving average
-    of the batches' largest magnitudes. Outputs are quantized too, and handed to the next layer as codes, where that
-    layer takes them; hand-overs that gain nothing are removed at the end (and counted in `removed`).
+    Every quantized module with activations, but those of `dynamic=True`, gets a static `input_scale`: the moving
+    average of the batches' largest magnitudes. Outputs are quantized too, and handed to the next layer as codes,
+    where that layer takes them; hand-overs that gain nothing are removed at the end (and counted in `removed`).
 
     Args:
         momentum: weight of the past in the moving average, 0 to 1; 0 keeps the last batch alone.

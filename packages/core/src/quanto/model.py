@@ -84,9 +84,11 @@ def _default_scheme(weights: Any, activations: Any, scheme: Any, options: dict[s
         return Scheme.of(scheme)
     if weights is None and activations is None and not options:
         return None
-    names = [None if q is None else str(q) for q in (weights, activations)]
+    names: dict[str, Any] = {
+        k: str(q) for k, q in (("weights", weights), ("activations", activations)) if q is not None
+    }
     try:
-        return Scheme(*names, **options)
+        return Scheme(**names, **options)
     except TypeError as error:
         raise TypeError(str(error).replace("Scheme.__init__()", "quantize()")) from None
 
@@ -160,9 +162,11 @@ def _raw_parameters(name: str, module: nn.Module, parameters: tuple[str, ...]) -
 
 def _complain(rules: list[Rule], includes: list[str] | None, used: set[int], names: list[str]) -> None:
     for rule in rules:
-        if id(rule) not in used and isinstance(rule.pattern, str):
-            if not any(fnmatch.fnmatchcase(n, rule.pattern) for n in names):
-                raise ValueError(f"the rule {rule.pattern!r} matches no module; names look like {_sample(names)}")
+        pattern = rule.pattern
+        if id(rule) in used or not isinstance(pattern, str):
+            continue
+        if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
+            raise ValueError(f"the rule {pattern!r} matches no module; names look like {_sample(names)}")
     for pattern in includes or ():
         if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
             raise ValueError(f"include={pattern!r} matches no module; names look like {_sample(names)}")
@@ -348,4 +352,3 @@ def requantize(
         if not any(id(module._parameters.get(f"{n}_packed")) in tied for n in module._slots):
             module.arrange()
     return model
-

@@ -171,7 +171,7 @@ def _fake_embedding(
 # -- what layers call ------------------------------------------------------------------------------------------------
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@torch.compiler.assume_constant_result
 def _kernel(op: str, key: str, device: str, dtype: torch.dtype, activations: str = "") -> str:
     if torch.compiler.is_exporting():
         return f"reference.{op}"  # an exported program must run where the plugins of this machine are not installed
@@ -191,13 +191,13 @@ def _call_linear(x: Tensor, w: Weight, bias: Tensor | None) -> Tensor:
         call = _calls[_kernel("linear", key, x.device.type, x.dtype)]
         if not torch.compiler.is_compiling():
             _direct[key, x.device, x.dtype] = call
-    return call(x, codes, scale, zero_point, global_scale, bias, qtype, block_size)  # type: ignore[no-any-return]
+    return call(x, codes, scale, zero_point, global_scale, bias, qtype, block_size)
 
 
 def _call_input_grad(grad: Tensor, w: Weight) -> Tensor:
     call = _calls[_kernel("linear_input_grad", w.key, grad.device.type, grad.dtype)]
     args = (w.codes, w.scale, w.zero_point, w.global_scale, w.qtype, w.block_size, w.size)
-    return call(grad.contiguous(), *args)  # type: ignore[no-any-return]
+    return call(grad.contiguous(), *args)
 
 
 def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
@@ -215,7 +215,7 @@ def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
         RuntimeError: if the last dimension of x is not `in`.
     """
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        return _Linear.apply(x, bias, "", None, *w)  # type: ignore[no-any-return, no-untyped-call]
+        return _Linear.apply(x, bias, "", None, *w)  # type: ignore[no-untyped-call]
     return _call_linear(x, w, bias)
 
 
@@ -235,7 +235,7 @@ def quantized_linear(
         `[…, out]` in x's dtype. Its gradient passes straight through the rounding of x.
     """
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        return _Linear.apply(x, bias, activations, scale, *w)  # type: ignore[no-any-return, no-untyped-call]
+        return _Linear.apply(x, bias, activations, scale, *w)  # type: ignore[no-untyped-call]
     return _call_quantized(x, w, bias, activations, scale)
 
 
@@ -267,14 +267,14 @@ def scaled_linear(
     """The `scaled_linear` operator by the best kernel; no gradient."""
     call = _calls[_kernel("scaled_linear", w.key, codes.device.type, dtype, activations)]
     weight = (w.codes, w.scale, w.zero_point, w.global_scale)
-    return call(codes, scale, *weight, bias, activations, w.qtype, w.block_size, out_scale, dtype)  # type: ignore[no-any-return]
+    return call(codes, scale, *weight, bias, activations, w.qtype, w.block_size, out_scale, dtype)
 
 
 class _Linear(torch.autograd.Function):
     """Gives every kernel, whoever wrote it, the gradient of a linear layer with a frozen weight."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, bias: Tensor | None, activations: str, scale: Tensor | None, *weight: Any
     ) -> Tensor:
         w = Weight(*weight)
@@ -286,7 +286,7 @@ class _Linear(torch.autograd.Function):
         return _call_linear(x, w, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         w = Weight(*ctx.saved_tensors, *ctx.constants)
         grad_x = _call_input_grad(grad, w) if ctx.needs_input_grad[0] else None
         grad_bias = None
@@ -299,20 +299,20 @@ def embedding(indices: Tensor, w: Weight, dtype: torch.dtype) -> Tensor:
     """Rows of a quantized table, decoded to `dtype`: `[*indices.shape, size]`."""
     call = _calls[_kernel("embedding", w.key, w.codes.device.type, dtype)]
     args = (w.codes, w.scale, w.zero_point, w.global_scale, w.qtype, w.block_size, w.size, dtype)
-    return call(indices, *args)  # type: ignore[no-any-return]
+    return call(indices, *args)
 
 
 def grouped_linear(x: Tensor, w: Weight, bias: Tensor | None, offsets: Tensor) -> Tensor:
     """Linear layers of many experts in one call; see `quanto.reference.grouped_linear`."""
     call = _calls[_kernel("grouped_linear", w.key, x.device.type, x.dtype)]
     weight = (w.codes, w.scale, w.zero_point, w.global_scale)
-    return call(x, *weight, bias, offsets, w.qtype, w.block_size)  # type: ignore[no-any-return]
+    return call(x, *weight, bias, offsets, w.qtype, w.block_size)
 
 
 def dequantize(w: Weight, dtype: torch.dtype) -> Tensor:
     """The values of a weight, `[…, size]` of `dtype`."""
     call = _calls[_kernel("dequantize", w.key, w.codes.device.type, dtype)]
-    return call(w.codes, w.scale, w.zero_point, w.global_scale, w.qtype, w.block_size, w.size, dtype)  # type: ignore[no-any-return]
+    return call(w.codes, w.scale, w.zero_point, w.global_scale, w.qtype, w.block_size, w.size, dtype)
 
 
 def check_weight(w: Weight, shape: tuple[int, ...]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meaning of every operator, in plain torch, on any device.
 
-Each function is the ground truth for one operator of `quanto.ops`; kernels are compared with it elementwise. Written to
-be read first; the arithmetic is float32 (float64 for float64 inputs), rounded once to the output's dtype.
+Each function is the ground truth for one operator of `quanto.ops`; kernels are compared with it elementwise. The
+arithmetic is float32 (float64 for float64 inputs), rounded once to the output's dtype.
 
 Weights arrive as four tensors: `codes` (packed along the last dimension), `scale`, `zero_point` (int8 or floating, or
 None) and `global_scale` (one float32, or None). A value is `(element - zero_point) * scale * global_scale`.
@@ -41,8 +41,11 @@ _EXACT_CHUNK = 1024
 
 
 def encode(values: Tensor, qtype: QType) -> Tensor:
-    """Rounds scaled values (float) to unpacked codes of `qtype.storage` dtype; NaN becomes the code of zero (integers
-    and tables) or NaN (float8). Ties go to the even integer, and to the even code of a table."""
+    """Rounds scaled values (float) to unpacked codes of `qtype.storage` dtype.
+
+    NaN becomes the code of zero (integers and tables) or NaN (float8). Ties go to the even integer, and to the even
+    code of a table.
+    """
     if qtype.is_integer:
         codes = torch.nan_to_num(values, nan=0.0).round().clamp(qtype.qmin, qtype.qmax)
         return codes.to(torch.int8) if qtype.bits == 8 else (codes - qtype.qmin).to(torch.uint8)
@@ -72,8 +75,11 @@ def decode(codes: Tensor, qtype: QType, dtype: torch.dtype = torch.float32) -> T
 
 
 def round_up_to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Casts non-negative finite `x` to the nearest value of `dtype` that is not smaller, so that dividing by it never
-    exceeds the range the scale was made for. Zero and what underflows become the smallest positive value."""
+    """Casts non-negative finite `x` to the nearest value of `dtype` that is not smaller.
+
+    Dividing by it then never exceeds the range the scale was made for. Zero and what underflows become the smallest
+    positive value.
+    """
     if dtype == torch.float8_e8m0fnu:
         mantissa, exponent = torch.frexp(x)
         exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
@@ -216,8 +222,8 @@ def scaled_linear(
 ) -> Tensor:
     """Linear layer on quantized activations.
 
-    int8 codes times integer weights with one scale per channel accumulate in int32; with one input scale per tensor the
-    bias is added as int32 too, in units of `x_scale * scale`. Everything else multiplies in float32.
+    int8 codes times integer weights with one scale per channel accumulate in int32; with one input scale per tensor
+    the bias is added as int32 too, in units of `x_scale * scale`. Everything else multiplies in float32.
 
     Args:
         x_codes: unpacked codes `[..., K]`.
@@ -298,9 +304,7 @@ def grouped_linear(
             zero = None if zero_point is None else zero_point[expert]
             shared = None if bias is None else bias[expert]
             rows = x[start:end]
-            y[start:end] = linear(
-                rows, codes[expert], scale[expert], zero, global_scale, shared, qtype, block_size[1:]
-            )
+            y[start:end] = linear(rows, codes[expert], scale[expert], zero, global_scale, shared, qtype, block_size[1:])
         start = max(start, end)
     return y
 

@@ -35,16 +35,16 @@ class Scheme:
     Attributes:
         weights: qtype name of the weights, or None to leave them floating.
         activations: qtype name of the inputs (`"int8"`, `"float8"` …), or None.
-        group_size: elements along the input dimension that share a scale. Default: 128 for int4, int3, int2; 64 for nf4
-            and fp4; what the format fixes for mx and nv types; a whole row for 8 bits. Where it does not divide, see
-            `quanto.blocks.choose_group_size`.
+        group_size: elements along the input dimension that share a scale. Default: 128 for int4, int3, int2; 64 for
+            nf4 and fp4; what the format fixes for mx and nv types; a whole row for 8 bits. Where it does not
+            divide, see `quanto.blocks.choose_group_size`.
         granularity: `"tensor"`, `"channel"`, `"group"` or `"block"`. Default: group where there is a group size.
         block: `(rows, columns)` of 2-D blocks.
-        symmetric: False gives integers a zero point. Default: symmetric for 8 bits, zero points below (round-to-nearest
-            int4 in groups of 128 loses about a third less perplexity with them).
+        symmetric: False gives integers a zero point. Default: symmetric for 8 bits, zero points below
+            (round-to-nearest int4 in groups of 128 loses about a third less perplexity with them).
         algorithm: name of a quantizer. Default: `"absmax"` if symmetric, else `"minmax"`.
-        scale_dtype: `"float32"`, `"bfloat16"`, `"float16"`, `"e8m0"` or `"e4m3"`. Default: the weight's own dtype, or
-            what the qtype fixes.
+        scale_dtype: `"float32"`, `"bfloat16"`, `"float16"`, `"e8m0"` or `"e4m3"`. Default: the weight's own dtype,
+            or what the qtype fixes.
         dynamic: True: activations get a scale per token at run time. False: one static scale from `Calibration`, and an
             error without. Default None: dynamic until calibrated.
 
@@ -69,9 +69,10 @@ class Scheme:
                 object.__setattr__(self, field, get_qtype(value).name)
         if self.block is not None:
             object.__setattr__(self, "block", tuple(self.block))
-        if isinstance(self.scale_dtype, torch.dtype):
-            found = next((n for n, d in _SCALES.items() if d == self.scale_dtype), None)
-            object.__setattr__(self, "scale_dtype", found or str(self.scale_dtype))
+        given: object = self.scale_dtype
+        if isinstance(given, torch.dtype):
+            found = next((n for n, d in _SCALES.items() if d == given), None)
+            object.__setattr__(self, "scale_dtype", found or str(given))
         self._validate()
 
     def _validate(self) -> None:
@@ -97,9 +98,7 @@ class Scheme:
             if self.granularity is not None:
                 raise ValueError(f"block={self.block} conflicts with granularity={self.granularity!r}")
             object.__setattr__(self, "granularity", "block")
-        if self.block is not None and (
-            len(self.block) != 2 or not all(type(b) is int and b > 0 for b in self.block)
-        ):
+        if self.block is not None and (len(self.block) != 2 or not all(type(b) is int and b > 0 for b in self.block)):
             raise ValueError(f"block must be two positive integers, got {self.block}")
         if self.symmetric is False and not q.is_integer:
             raise ValueError(f"{q.name} has no zero points: symmetric=False needs an integer qtype")

@@ -65,7 +65,14 @@ def _order(rows: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def linear(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Any, shared: Any, bias: Tensor | None, qtype: str, block: Sequence[int]
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Any,
+    shared: Any,
+    bias: Tensor | None,
+    qtype: str,
+    block: Sequence[int],
 ) -> Tensor:
     """The `linear` operator on this layout."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
@@ -81,7 +88,9 @@ def refuse(request: Request) -> str | None:
     rows, size = request.shape[-2:]
     group = request.group_size
     if group not in _GROUPS or size % group:
-        return f"torch._weight_int4pack_mm_for_cpu takes groups of 32, 64, 128 or 256 that divide, not {group} of {size}"
+        return (
+            f"torch._weight_int4pack_mm_for_cpu takes groups of 32, 64, 128 or 256 that divide, not {group} of {size}"
+        )
     if rows % 16:
         return f"torch._weight_int4pack_mm_for_cpu needs out_features that are a multiple of 16 (here {rows})"
     return None

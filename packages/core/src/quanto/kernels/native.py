@@ -43,7 +43,14 @@ def _int8pack_rows() -> int:
 
 
 def _linear_int8pack(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Any, shared: Any, bias: Tensor | None, qtype: str, block: Sequence[int]
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Any,
+    shared: Any,
+    bias: Tensor | None,
+    qtype: str,
+    block: Sequence[int],
 ) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if not 0 < rows.shape[0] <= _int8pack_rows():

@@ -29,7 +29,7 @@ def default_tolerance(dtype: torch.dtype) -> float:
 
 
 def random_weight(request: Request, generator: torch.Generator) -> Tensors:
-    """Random canonical tensors of the requested weight, on the CPU: every code equally likely, scales of both sizes."""
+    """Random canonical tensors of the requested weight, on the CPU, every code equally likely."""
     q = get_qtype(request.qtype)
     shape, blocks = request.shape, request.block_size
     packed = (*shape[:-1], (shape[-1] * q.bits + 7) // 8)
@@ -119,4 +119,5 @@ def compare(got: Any, want: Any, tolerance: float) -> str | None:
         return None
     flat = int(error.argmax())
     index = [int(i) for i in torch.unravel_index(torch.tensor(flat), error.shape)] if error.ndim else []
-    return f"element {index} is {g.flatten()[flat]:.6g}, the reference has {w.flatten()[flat]:.6g} (tolerance {tolerance:g})"
+    values = f"{g.flatten()[flat]:.6g}, the reference has {w.flatten()[flat]:.6g}"
+    return f"element {index} is {values} (tolerance {tolerance:g})"

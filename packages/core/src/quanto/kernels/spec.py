@@ -195,4 +195,4 @@ def device_capability(device: str) -> tuple[int, int] | None:
     if get is None or not module.is_available():
         return None
     found = get()
-    return tuple(found[:2]) if isinstance(found, tuple) else None  # type: ignore[return-value]
+    return tuple(found[:2]) if isinstance(found, tuple) else None

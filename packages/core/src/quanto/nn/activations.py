@@ -20,11 +20,11 @@ class _StraightThrough(torch.autograd.Function):
     """The second argument's value with the first one's gradient (Bengio et al., 2013, arXiv:1308.3432)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, quantized: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, quantized: Tensor) -> Tensor:
         return quantized.view_as(quantized)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -36,7 +36,7 @@ def fake_quantize_weight(parameter: Tensor, slot: Slot) -> Tensor:
             q.codes, q.scale, q.zero_point, q.global_scale, q.qtype.name, q.block_size, q.columns, parameter.dtype
         )
         values = slot.to_float(values)
-    return _StraightThrough.apply(parameter, values)  # type: ignore[no-any-return, no-untyped-call]
+    return _StraightThrough.apply(parameter, values)  # type: ignore[no-untyped-call]
 
 
 def absmax_scale(x: Tensor, qtype: str) -> Tensor:
@@ -62,4 +62,4 @@ def fake_quantize_activation(x: Tensor, qtype: str, scale: Tensor | None, per_sa
             peak = values.abs().amax(dim=dims, keepdim=True)
             scale = torch.where(peak == 0, 1.0, peak / q.amax)
         rounded = (reference.decode(reference.encode(values / scale, q), q) * scale).to(x.dtype)
-    return _StraightThrough.apply(x, rounded)  # type: ignore[no-any-return, no-untyped-call]
+    return _StraightThrough.apply(x, rounded)  # type: ignore[no-untyped-call]

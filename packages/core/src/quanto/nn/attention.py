@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,14 @@ class QMultiheadAttention(QModule, nn.MultiheadAttention):
     The output projection is a module of its own and is quantized as such.
     """
 
-    quantized_parameters = {
+    quantized_parameters: ClassVar[dict[str, str]] = {
         "in_proj_weight": "rows",
         "q_proj_weight": "rows",
         "k_proj_weight": "rows",
         "v_proj_weight": "rows",
     }
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,

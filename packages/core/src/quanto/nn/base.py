@@ -110,7 +110,7 @@ class QModule(nn.Module):
             if f"{name}_packed" in self._parameters:
                 continue
             if nn.utils.parametrize.is_parametrized(self, name):
-                nn.utils.parametrize.remove_parametrizations(self, name, leave_parametrized=True)  # type: ignore[arg-type]
+                nn.utils.parametrize.remove_parametrizations(self, name, leave_parametrized=True)
             parameter = getattr(self, name)
             slot.shape, slot.dtype = tuple(parameter.shape), parameter.dtype
             made = shared.get(id(parameter)) if shared is not None else None
@@ -142,7 +142,8 @@ class QModule(nn.Module):
     def _rekey(self, name: str) -> None:
         slot, p = self._slots[name], self._parameters
         scale, zero = p[f"{name}_scale"], p.get(f"{name}_zero_point")
-        assert scale is not None and slot.scheme.weights is not None
+        assert scale is not None
+        assert slot.scheme.weights is not None
         slot.key = make_key(slot.scheme.weights, slot.block_size, slot.rows_shape(), scale, zero, slot.layout)
 
     def arrange(self, layout: str | None = None) -> None:
@@ -205,7 +206,7 @@ class QModule(nn.Module):
 
         before = self._device_type()
         probe = fn(torch.empty(0, dtype=next(iter(self._slots.values())).dtype))
-        result = super()._apply(careful, recurse)
+        result = super()._apply(careful, recurse)  # type: ignore[no-untyped-call]
         for slot in self._slots.values():
             slot.dtype = probe.dtype if probe.is_floating_point() else slot.dtype
         if before != self._device_type() and any(s.layout != CANONICAL for s in self._slots.values()):

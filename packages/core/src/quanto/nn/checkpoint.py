@@ -40,11 +40,11 @@ def load(
 ) -> None:
     """Prepares a module for the tensors it is about to be given.
 
-    Float weights offered to a frozen module are quantized as its scheme says; codes offered to a trainable module freeze
-    it; codes of another dtype or shape are an error, where torch would cast them without a word.
+    Float weights offered to a frozen module are quantized as its scheme says; codes offered to a trainable module
+    freeze it; codes of another dtype or shape are an error, where torch would cast them without a word.
     """
     assign = bool(metadata.get("assign_to_params_buffers", False))
-    for name, slot in module._slots.items():
+    for name in module._slots:
         full, packed = f"{prefix}{name}", f"{prefix}{name}_packed"
         is_frozen = f"{name}_packed" in module._parameters
         if full in state and packed in state:
@@ -68,9 +68,7 @@ def _device(module: nn.Module) -> torch.device:
     return next((p.device for p in module._parameters.values() if p is not None), torch.device("cpu"))
 
 
-def _convert(
-    module: QModule, name: str, value: Tensor, full: str, state: dict[str, Any], errors: list[str]
-) -> None:
+def _convert(module: QModule, name: str, value: Tensor, full: str, state: dict[str, Any], errors: list[str]) -> None:
     slot = module._slots[name]
     if tuple(value.shape) != slot.shape or not value.is_floating_point():
         errors.append(f"{full} must be floating of shape {slot.shape}, got {value.dtype} {tuple(value.shape)}")
@@ -82,9 +80,7 @@ def _convert(
             state[f"{full}_{part}"] = tensor
 
 
-def _accept(
-    module: QModule, name: str, state: dict[str, Any], full: str, errors: list[str], assign: bool
-) -> None:
+def _accept(module: QModule, name: str, state: dict[str, Any], full: str, errors: list[str], assign: bool) -> None:
     slot = module._slots[name]
     tensors: list[Tensor | None] = [state.get(f"{full}_{part}") for part in PARTS]
     codes, scale, zero, shared = tensors
@@ -133,8 +129,10 @@ def deepcopy(module: QModule, memo: dict[int, Any]) -> QModule:
 
 
 def getstate(module: QModule) -> dict[str, Any]:
-    """What pickle stores: canonical weights, and one-byte scales as bytes: torch 2.13 can write those but not read
-    them back (`UntypedStorage has no attribute dtype`)."""
+    """What pickle stores: canonical weights, and one-byte scales as bytes.
+
+    torch 2.13 can pickle one-byte floats but not read them back (`UntypedStorage has no attribute dtype`).
+    """
     module.arrange(CANONICAL)
     state = module.__dict__.copy()
     state["_parameters"] = {

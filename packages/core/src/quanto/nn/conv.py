@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ __all__ = ["QConv1d", "QConv2d", "QConv3d", "QConvTranspose1d", "QConvTranspose2
 
 
 class _QConv(QModule):
-    quantized_parameters = {"weight": "flatten"}
+    quantized_parameters: ClassVar[dict[str, str]] = {"weight": "flatten"}
     quantizes_input = True
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +34,7 @@ class _QConv(QModule):
         """As the float module's."""
         x, weight = self._operands(x)
         bias = self.bias
-        return self._conv_forward(x, weight, None if bias is None else bias.to(x.dtype))  # type: ignore[no-any-return, operator]
+        return self._conv_forward(x, weight, None if bias is None else bias.to(x.dtype))
 
 
 class QConv1d(_QConv, nn.Conv1d):
@@ -48,19 +50,19 @@ class QConv3d(_QConv, nn.Conv3d):
 
 
 class _QConvTranspose(_QConv):
-    quantized_parameters = {"weight": "transposed_flatten"}
+    quantized_parameters: ClassVar[dict[str, str]] = {"weight": "transposed_flatten"}
     spatial: int
     function: str
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As the float module's."""
         x, weight = self._operands(x)
-        padding = self._output_padding(  # type: ignore[operator]
+        padding = self._output_padding(
             x, output_size, self.stride, self.padding, self.kernel_size, self.spatial, self.dilation
         )
         call = getattr(nn.functional, self.function)
-        bias = None if self.bias is None else self.bias.to(x.dtype)  # type: ignore[operator]
-        return call(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)  # type: ignore[no-any-return]
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return call(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)
 
 
 class QConvTranspose1d(_QConvTranspose, nn.ConvTranspose1d):

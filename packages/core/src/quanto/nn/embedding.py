@@ -13,7 +13,7 @@ from .base import QModule
 __all__ = ["QEmbedding", "QEmbeddingBag"]
 
 
-class QEmbedding(QModule, nn.Embedding):
+class QEmbedding(QModule, nn.Embedding):  # type: ignore[misc]
     """`nn.Embedding` with a quantized table `[rows, features]`; gives the dtype the float table had."""
 
     def forward(self, input: Tensor) -> Tensor:

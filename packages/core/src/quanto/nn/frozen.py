@@ -10,8 +10,8 @@ import weakref
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 __all__ = ["guard_orphan"]
 
@@ -34,7 +34,8 @@ def guard_orphan(parameter: Tensor) -> None:
 
 def _check(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
+        params: list[Tensor] = group["params"]
+        for parameter in params:
             if _orphans.get(id(parameter)) is parameter:
                 raise RuntimeError(
                     f"this optimizer holds a float weight of shape {tuple(parameter.shape)} that quanto.freeze has "

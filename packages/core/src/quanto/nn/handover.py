@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["finish", "static_scale"]
 
 
-
 def static_scale(module: QModule) -> Tensor | None:
     """The input scale; None means dynamic.
 

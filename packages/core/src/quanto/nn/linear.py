@@ -44,7 +44,7 @@ class QLinear(QModule, nn.Linear):
             slot.size,
             slot.key,
         )
-        bias = p["bias"] if "bias" in p else self.bias
+        bias = p["bias"] if "bias" in p else self.bias  # noqa: SIM401 - a default would be looked up every time
         if slot.scheme.activations is None:
             return ops.linear(x, w, bias)
         return self._quantized(x, w, bias, slot.scheme.activations)

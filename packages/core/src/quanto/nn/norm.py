@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from ..scheme import Scheme
@@ -14,7 +16,7 @@ __all__ = ["QLayerNorm", "QRMSNorm"]
 
 
 class _QNorm(QModule):
-    quantized_parameters = {}
+    quantized_parameters: ClassVar[dict[str, str]] = {}
     quantizes_output = True
     _scheme: Scheme
 

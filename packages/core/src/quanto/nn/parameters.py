@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from .base import QModule
@@ -17,4 +19,4 @@ class QParameters(QModule, nn.Module):
     the kernels, so the module's forward needs no change. While trainable, the parameter is read as plain floats.
     """
 
-    quantized_parameters = {}
+    quantized_parameters: ClassVar[dict[str, str]] = {}

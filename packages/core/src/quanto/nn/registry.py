@@ -48,7 +48,9 @@ class ModuleRegistry:
         if not issubclass(quantized, QModule) or not issubclass(quantized, float_class):
             raise TypeError(f"{quantized.__name__} must inherit quanto.nn.QModule and {float_class.__name__}")
         if float_class in self.twins:
-            raise ValueError(f"{float_class.__name__} has the twin {self.twins[float_class].quantized.__name__} already")
+            raise ValueError(
+                f"{float_class.__name__} has the twin {self.twins[float_class].quantized.__name__} already"
+            )
         self.twins[float_class] = Twin(quantized, **options)
 
     def find(self, module: nn.Module) -> tuple[Twin | None, str]:

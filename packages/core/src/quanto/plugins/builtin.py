@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_quantizers(register: Callable[[Quantizer], None]) -> None:
+    """Absmax and min/max."""
     from ..quantizers import AbsmaxQuantizer, MinMaxQuantizer
 
     register(AbsmaxQuantizer())
@@ -24,6 +25,7 @@ def register_quantizers(register: Callable[[Quantizer], None]) -> None:
 
 @hookimpl
 def register_kernels(registry: KernelRegistry) -> None:
+    """The references, and torch's own fast paths."""
     from ..kernels import native, references
 
     references.register(registry)
@@ -32,6 +34,7 @@ def register_kernels(registry: KernelRegistry) -> None:
 
 @hookimpl
 def register_modules(registry: ModuleRegistry) -> None:
+    """Twins of torch's modules."""
     from ..nn import twins
 
     twins.register(registry)

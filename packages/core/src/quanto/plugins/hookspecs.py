@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plugin interface, whole. A plugin is a module (entry-point group `quanto`) with `QUANTO_API = 1` and any of these.
+"""The plugin interface, whole.
+
+A plugin is a module (entry-point group `quanto`) with `QUANTO_API = 1` and any of these.
 
 ```python
 import quanto.plugins
 
 QUANTO_API = 1
+
 
 @quanto.plugins.hookimpl
 def register_qtypes(register):

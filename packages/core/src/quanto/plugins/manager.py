@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds plugins, lets them register, and survives them.
 
-Entry points load lazily, at the first question that a plugin could answer, each behind a guard: what fails is recorded,
-reported once, and rolled back whole, so that a broken plugin behaves like one that isn't installed.
+Entry points load lazily, at the first question that a plugin could answer, each behind a guard: what fails is
+recorded, reported once, and rolled back whole, so that a broken plugin behaves like one that isn't installed.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class PluginManager:
         if self._loaded:
             return False
         with self._lock:
-            if self._loaded:
-                return False
+            if self._loaded:  # another thread did it meanwhile
+                return False  # type: ignore[unreachable]
             self._loaded = True  # first: registering may ask questions that end up here again
             from . import builtin
 
@@ -78,7 +78,7 @@ class PluginManager:
             module = entry.load()
             _check_version(module)
             self._register(module, dist.split(" ")[0])
-        except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything, and must not stop ours
+        except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             self.records.append(PluginRecord(entry.name, dist, "failed", reason, traceback.format_exc()))
             warnings.warn(
@@ -127,8 +127,10 @@ class PluginManager:
         for implementation in self.pm.hook.register_commands.get_hookimpls():
             try:
                 implementation.function(app=app)
-            except Exception as error:  # noqa: BLE001 - as above
-                warnings.warn(f"quanto: commands of {implementation.plugin_name}: {error}", RuntimeWarning, stacklevel=2)
+            except Exception as error:
+                warnings.warn(
+                    f"quanto: commands of {implementation.plugin_name}: {error}", RuntimeWarning, stacklevel=2
+                )
 
 
 def _allowed(name: str) -> bool:

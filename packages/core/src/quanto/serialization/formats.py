@@ -15,8 +15,8 @@ __all__ = ["Reader", "formats", "register_format"]
 class Reader:
     """Reads one foreign format.
 
-    `detect` says whether a folder is in this format without reading tensors; `load` fills the float model and returns it
-    quantized and frozen.
+    `detect` says whether a folder is in this format without reading tensors; `load` fills the float model and returns
+    it quantized and frozen.
     """
 
     detect: Callable[[Path], bool]

@@ -89,7 +89,9 @@ def _clone(q: QTensor, *, memory_format: Any = None) -> QTensor:
 
 
 @_implements(aten._to_copy.default)
-def _to(q: QTensor, *, dtype: torch.dtype | None = None, device: Any = None, non_blocking: bool = False, **_: Any) -> Any:
+def _to(
+    q: QTensor, *, dtype: torch.dtype | None = None, device: Any = None, non_blocking: bool = False, **_: Any
+) -> Any:
     if dtype is not None and not dtype.is_floating_point:
         return NotImplemented
     where = q.device if device is None else device
@@ -198,7 +200,8 @@ def _cat(tensors: Any, dim: int = 0) -> Any:
 @_implements(aten.stack.default)
 def _stack(tensors: Any, dim: int = 0) -> Any:
     parts = [_unsqueeze(t, dim) if isinstance(t, QTensor) else None for t in tensors]
-    return None if any(p is None for p in parts) else views.cat(parts, dim)
+    whole = [p for p in parts if p is not None]
+    return views.cat(whole, dim) if len(whole) == len(parts) else None
 
 
 # -- exact arithmetic --------------------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ class QTensor(torch.Tensor):
     """A quantized tensor.
 
     Its shape and dtype are those of the values it stands for. Views, slices on whole groups, transposes, `cat` of equal
-    scales, `relu`, positive scalar factors, `clone`, `to` and pickling keep it quantized; `linear`, `mm` and `embedding`
-    go to the kernels; everything else computes on the dequantized values. It cannot be edited in place.
+    scales, `relu`, positive scalar factors, `clone`, `to` and pickling keep it quantized; `linear`, `mm` and
+    `embedding` go to the kernels; everything else computes on the dequantized values. It cannot be edited in place.
 
     Attributes:
         codes: packed codes, `[*lead, ceil(columns * bits / 8)]`, int8 for int8, else uint8 (see `quanto.packing`).
@@ -72,20 +72,20 @@ class QTensor(torch.Tensor):
         inner = (*codes.shape[:-1], columns) if codes.ndim else ()
         if shape is None:
             shape = (*inner[:-2], inner[-1], inner[-2]) if transposed else inner
-        strides = None
+        strides: Sequence[int] | None = None
         if tuple(shape) == tuple(inner) and q.bits == 8 and not transposed:
             strides = codes.stride()
         elif transposed:
-            strides = list(_contiguous((*shape[:-2], shape[-1], shape[-2])))
-            strides[-1], strides[-2] = strides[-2], strides[-1]
-        self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            *lead, rows, one = _contiguous((*shape[:-2], shape[-1], shape[-2]))
+            strides = (*lead, one, rows)
+        self = torch.Tensor._make_wrapper_subclass(
             cls, tuple(shape), strides=strides, dtype=dtype, device=codes.device, requires_grad=False
         )
         self.codes, self.scale, self.zero_point, self.global_scale = codes, scale, zero_point, global_scale
         self.qtype, self.block_size, self.columns = q, tuple(block_size), columns
         self.transposed = transposed
         self.producer = None
-        return self  # type: ignore[no-any-return]
+        return self
 
     # -- the traceable wrapper protocol ------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class QTensor(torch.Tensor):
         tensors = (self.codes, self.scale, self.zero_point, self.global_scale)
         return Weight(*tensors, self.qtype.name, self.block_size, self.columns, key)
 
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:  # type: ignore[override]
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The values as an ordinary tensor of `dtype` (default: this tensor's)."""
         values = ops.dequantize(self.weight(), dtype or self.dtype)
         if self.transposed:
@@ -188,7 +188,7 @@ class QTensor(torch.Tensor):
             inner["scale"] = self.scale.view(torch.uint8)
         return _rebuild, (inner, context, tuple(self.shape), dtype)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         blocks = f", block_size={self.block_size}" if self.block_size else ""
         where = "" if self.device.type == "cpu" else f", device='{self.device}'"
         return f"QTensor({self.qtype.name}, shape={tuple(self.shape)}, dtype={self.dtype}{blocks}{where})"
@@ -205,7 +205,9 @@ class QTensor(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         from .dispatch import dispatch
 
         return dispatch(func, args, kwargs or {})
