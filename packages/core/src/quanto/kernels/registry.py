@@ -186,9 +186,7 @@ class KernelRegistry:
         """The reference for a weight that lies in a kernel's layout which nobody can take (another dtype, say)."""
         reference = self.specs[f"reference.{request.op}"]
         layout = self.layouts[request.layout]
-        blocks, size = request.block_size, request.shape[-1]
-
-        first = WEIGHT_AT[request.op]
+        blocks, size, first = request.block_size, request.shape[-1], WEIGHT_AT[request.op]
 
         def call(*args: Any) -> Any:
             canonical = layout.unpack(args[first : first + 4], request.qtype, blocks, size)

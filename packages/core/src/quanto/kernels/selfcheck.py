@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from .layout import Layout
-from .problems import arguments, compare, default_tolerance, random_weight
+from .problems import arguments, compare_result, default_tolerance, random_weight
 from .spec import KernelSpec, Request
 
 __all__ = ["check"]
@@ -27,6 +27,8 @@ _TOKENS = (1, 19)
 
 def _smaller(request: Request) -> Request:
     """The same kind of problem at a few hundred rows and columns; what divides the sizes still divides them."""
+    if not request.shape:
+        return request
     *lead, size = request.shape
     blocks = list(request.block_size)
     if size > _MAX_SIZE:
@@ -73,10 +75,11 @@ def _compare(spec: KernelSpec, request: Request, layout: Layout | None, referenc
     for tokens in _TOKENS:
         args, at = arguments(request, canonical, tokens, generator)  # type: ignore[arg-type]
         want = reference(*args)
-        if layout is not None:
+        given = list(args)
+        if layout is not None and at is not None:
             size = request.shape[-1]
-            args[at : at + 4] = layout.pack(canonical, request.qtype, request.block_size, size)  # type: ignore[arg-type]
-        problem = compare(spec.fn(*args), want, tolerance)
+            given[at : at + 4] = layout.pack(canonical, request.qtype, request.block_size, size)  # type: ignore[arg-type]
+        problem = compare_result(request, args, spec.fn(*given), want, tolerance)
         if problem is not None:
             return problem
     return None

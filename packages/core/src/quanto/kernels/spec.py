@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..weight import CANONICAL
+from .devices import device_capability
 
 __all__ = ["KernelSpec", "Request"]
 
@@ -186,13 +187,3 @@ class KernelSpec:
             and bool(self.scale_dtypes & other.scale_dtypes)
             and bool(self.activations & other.activations)
         )
-
-
-def device_capability(device: str) -> tuple[int, int] | None:
-    """`(major, minor)` of the current device of that type; None where the notion does not exist."""
-    module = torch.get_device_module(device)
-    get = getattr(module, "get_device_capability", None)
-    if get is None or not module.is_available():
-        return None
-    found = get()
-    return tuple(found[:2]) if isinstance(found, tuple) else None
