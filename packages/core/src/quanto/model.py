@@ -245,10 +245,7 @@ def freeze(model: nn.Module, *, progress: bool | None = None) -> nn.Module:
     for module in track(found, "freeze", enabled=progress):
         kept_alive += [p for n in module._slots if (p := module._parameters.get(n)) is not None]
         module.freeze(shared)
-    tied = _tied(found)
-    for module in found:
-        if not any(id(module._parameters.get(f"{n}_packed")) in tied for n in module._slots):
-            module.arrange()
+    _arrange(model)
     return model
 
 
@@ -346,9 +343,44 @@ def requantize(
         assign = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     apply_map(model, quantization_map)
     model.load_state_dict(dict(state_dict), strict=True, assign=assign)
-    frozen = [m for m in model.modules() if isinstance(m, QModule)]
-    tied = _tied(frozen)
-    for module in frozen:
+    _arrange(model)
+    return model
+
+
+def fill(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    quantization_map: Mapping[str, Mapping[str, Any]],
+    aliases: Mapping[str, str],
+) -> None:
+    """Gives a model the very tensors of a file, tied ones as one.
+
+    Args:
+        model: the float architecture.
+        tensors: by name, each once.
+        quantization_map: of the model that was saved.
+        aliases: further names of tied tensors.
+    """
+    apply_map(model, quantization_map)
+    state = {**tensors, **{name: tensors[target] for name, target in aliases.items()}}
+    trained = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
+    model.load_state_dict(state, strict=True, assign=True)
+    for name, target in aliases.items():
+        owner, _, leaf = target.rpartition(".")
+        shared = model.get_submodule(owner)._parameters.get(leaf)
+        owner, _, leaf = name.rpartition(".")
+        if shared is not None and leaf in model.get_submodule(owner)._parameters:
+            model.get_submodule(owner)._parameters[leaf] = shared
+    for name, parameter in model.named_parameters():
+        if name in trained and parameter.is_floating_point():
+            parameter.requires_grad_(trained[name])
+    _arrange(model)
+
+
+def _arrange(model: nn.Module) -> None:
+    """Arranges frozen weights for their kernels; tied ones stay canonical."""
+    found = [m for m in model.modules() if isinstance(m, QModule)]
+    tied = _tied(found)
+    for module in found:
         if not any(id(module._parameters.get(f"{n}_packed")) in tied for n in module._slots):
             module.arrange()
-    return model
