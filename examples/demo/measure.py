@@ -143,12 +143,13 @@ def _measure(model: Any, work: Workload, folder: Path, scheme: str, **known: Any
 def _stored(model: nn.Module, layers: dict[str, torch.Size]) -> tuple[float, str]:
     """Bits per weight over the quantized layers, and how many weights along a row share a scale."""
     quantized = {name: module for name, module in model.named_modules() if hasattr(module, "weight_packed")}
+    state = model.state_dict()  # canonical, whatever layout a kernel holds in memory
     if quantized.keys() != layers.keys():
         raise RuntimeError(f"quantized other layers than meant: {sorted(quantized.keys() ^ layers.keys())}")
     stored, groups = 0, set()
-    for name, module in quantized.items():
-        stored += sum(tensor.nbytes for key in STORED if (tensor := getattr(module, key, None)) is not None)
-        per_row = module.weight_scale.shape[-1] if module.weight_scale.ndim == 2 else 1
+    for name in quantized:
+        stored += sum(state[f"{name}.{key}"].nbytes for key in STORED if f"{name}.{key}" in state)
+        per_row = state[f"{name}.weight_scale"].shape[-1]
         groups.add(math.ceil(layers[name][1] / per_row) if per_row > 1 else 0)
     words = ["row" if size == 0 else str(size) for size in sorted(groups)]
     return 8 * stored / sum(shape.numel() for shape in layers.values()), ", ".join(words)
