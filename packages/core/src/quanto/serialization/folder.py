@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writing into a folder so that a kill at any moment leaves it loadable.
 
-Shards of a save get names that no earlier save in the folder used. The JSON that names them is replaced in one step, and
-that step is the commit: before it the folder is the old model, after it the new one. What the JSON does not name, the
-old shards and the leftovers of a killed save, is removed afterwards.
+Shards of a save get names that no earlier save in the folder used. The JSON that names them is replaced in one step,
+and that step is the commit: before it the folder is the old model, after it the new one. What the JSON does not name,
+the old shards and the leftovers of a killed save, is removed afterwards.
 """
 
 from __future__ import annotations

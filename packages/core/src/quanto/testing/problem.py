@@ -94,10 +94,12 @@ def make(request: Request, tokens: int = 17, seed: int = 0, features: int | None
         problem = problem.having(x=x)
     if request.op == "dynamic_quantize" and tokens > 2:
         problem.given["x"][1] = 0  # a token of nothing but zeros
+    if request.op == "grouped_linear" and seed % 2:
+        problem = problem.having(offsets=_ends(tokens, request.shape[0]))
     return problem
 
 
-def ends(tokens: int, experts: int) -> Tensor:
+def _ends(tokens: int, experts: int) -> Tensor:
     """Offsets of a grouped problem that leave an expert without rows, and rows without an expert."""
     cuts: Sequence[int] = [min(tokens, (e + 1) // 2 * max(tokens // max(experts, 1), 1)) for e in range(experts)]
     return torch.tensor(cuts, dtype=torch.int32)
