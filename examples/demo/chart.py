@@ -70,8 +70,9 @@ def _quality(axes: Axes, rows: list[Row]) -> None:
         colour = COLOURS[index % len(COLOURS)]
         axes.plot(x, y, marker, color=colour, markersize=11, markeredgecolor="white", clip_on=False, zorder=3)
         label = f"{row.scheme}  {'off the scale: ' if off_scale else ''}{_short(row.perplexity.value)}"
-        # Two points at nearly one place get their labels above and below; right of the float model runs its line.
+        # Of two points at nearly one place the upper gets its label above; right of the float model runs its line.
         crowd = [i for i, other in enumerate(anchors) if _near(other, (x, y), axes.get_xlim()[1], span)]
+        crowd.sort(key=lambda i: -anchors[i][1])
         place = "right" if index and len(crowd) == 1 else ("above", "below")[crowd.index(index) % 2]
         offset, align = {
             "right": ((11, 0), ("left", "center")),
