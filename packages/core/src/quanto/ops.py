@@ -171,12 +171,15 @@ def _fake_embedding(
 # -- what layers call ------------------------------------------------------------------------------------------------
 
 
-@torch.compiler.assume_constant_result
 def _kernel(op: str, key: str, device: str, dtype: torch.dtype, activations: str = "") -> str:
     if torch.compiler.is_exporting():
         return f"reference.{op}"  # an exported program must run where the plugins of this machine are not installed
     return kernels.name_for(op, key, device, dtype, activations)
 
+
+# The mark that torch.compiler.assume_constant_result sets (seen in torch 2.11 and 2.13); calling that would import all of
+# torch._dynamo, a second of `import quanto`.
+_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 _calls = kernels.calls
 _direct = kernels.direct

@@ -93,9 +93,11 @@ def test_a_failed_save_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+    model = _model(2)
+    with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        quanto.save(_model(2), tmp_path)
+        with pytest.raises(OSError, match="No space left"):
+            quanto.save(model, tmp_path)
     found = quanto.load(tmp_path, _float())
     assert torch.equal(found.state_dict()["0.weight_packed"], _model(1).state_dict()["0.weight_packed"])
 

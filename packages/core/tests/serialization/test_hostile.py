@@ -151,7 +151,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "shape 2**63": (_header(_retype("0.bias", shape=[2**63])), "does not fit its place"),
     "shape negative": (_header(_retype("0.bias", shape=[-16])), "does not fit its place"),
     "shape product overflows": (_header(_retype("0.bias", shape=[2**32, 2**32])), "does not fit its place"),
-    "offsets overlap": (_header(lambda h: h["0.bias"].update(data_offsets=h["1.bias"]["data_offsets"], shape=[4])), "overlaps"),
+    "offsets overlap": (
+        _header(lambda h: h["0.bias"].update(data_offsets=h["1.bias"]["data_offsets"], shape=[4])),
+        "overlaps",
+    ),
     "unknown dtype": (_header(_retype("0.bias", dtype="X7")), "is not understood"),
     "no shape": (_header(lambda h: h["0.bias"].pop("shape")), "is not understood"),
     "tensor renamed": (_header(_rename_tensor), "'0.other' is not listed"),

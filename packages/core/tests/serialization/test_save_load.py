@@ -68,9 +68,12 @@ def test_round_trip_is_bit_equal(
     quanto.save(loaded, again)
     first, second = (json.loads((f / "quanto.json").read_text()) for f in (tmp_path, again))
     assert first["modules"] == second["modules"]
-    assert first["aliases"] == second["aliases"] == {"head.weight_packed": "embed.weight_packed"} | {
-        k: v for k, v in first["aliases"].items() if k != "head.weight_packed"
-    }
+    assert (
+        first["aliases"]
+        == second["aliases"]
+        == {"head.weight_packed": "embed.weight_packed"}
+        | {k: v for k, v in first["aliases"].items() if k != "head.weight_packed"}
+    )
 
 
 def test_tied_tensors_are_stored_once(tmp_path: Path) -> None:
