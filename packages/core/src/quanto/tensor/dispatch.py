@@ -15,7 +15,7 @@ from .. import ops
 from . import views
 from .functions import is_activation
 from .functions import linear as _linear
-from .qtensor import QTensor
+from .qtensor import QTensor, same
 
 __all__ = ["dispatch"]
 
@@ -248,7 +248,7 @@ def _equal(a: Any, b: Any) -> Any:
     names, context = a.__tensor_flatten__()
     if (names, context, a.shape) != (*b.__tensor_flatten__(), b.shape):
         return False
-    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in names)
+    return all(same(getattr(a, n), getattr(b, n)) for n in names)
 
 
 # -- matrix products ---------------------------------------------------------------------------------------------------

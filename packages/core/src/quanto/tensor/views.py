@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .qtensor import QTensor
+from .qtensor import QTensor, same
 
 __all__ = ["cat", "permute", "take", "view"]
 
@@ -177,7 +177,7 @@ def _cat_scales(parts: list[QTensor], dim: int) -> tuple[Tensor, Tensor | None, 
     whole = not blocks or all(p.block_size[dim] >= p.shape[dim] > 1 for p in parts)
     zeros = [p.zero_point for p in parts]
     if whole:  # one scale over all of the dimension: only equal scales keep it so
-        if any(not torch.equal(p.scale, first.scale) for p in parts[1:]):
+        if any(not same(p.scale, first.scale) for p in parts[1:]):
             return None
         if first.zero_point is not None and any(not torch.equal(z, zeros[0]) for z in zeros[1:]):  # type: ignore[arg-type]
             return None
