@@ -172,13 +172,13 @@ def _fake_embedding(
 
 
 def _kernel(op: str, key: str, device: str, dtype: torch.dtype, activations: str = "") -> str:
-    if torch.compiler.is_exporting():
-        return f"reference.{op}"  # an exported program must run where the plugins of this machine are not installed
+    if torch.compiler.is_exporting():  # the program must run where the plugins of this machine are not installed
+        return f"reference.{op}"
     return kernels.name_for(op, key, device, dtype, activations)
 
 
-# The mark that torch.compiler.assume_constant_result sets (seen in torch 2.11 and 2.13); calling that would import all of
-# torch._dynamo, a second of `import quanto`.
+# The mark that torch.compiler.assume_constant_result sets (seen in torch 2.11 and 2.13); calling that would import all
+# of torch._dynamo, a second of `import quanto`.
 _kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 _calls = kernels.calls

@@ -110,7 +110,9 @@ class QModule(nn.Module):
             if f"{name}_packed" in self._parameters:
                 continue
             if nn.utils.parametrize.is_parametrized(self, name):
-                nn.utils.parametrize.remove_parametrizations(self, name, leave_parametrized=True)
+                from .registry import bake_parametrization
+
+                bake_parametrization(self, name)
             parameter = getattr(self, name)
             slot.shape, slot.dtype = tuple(parameter.shape), parameter.dtype
             made = shared.get(id(parameter)) if shared is not None else None

@@ -12,7 +12,7 @@ from torch import nn
 from .base import QModule
 from .slot import PARTS
 
-__all__ = ["ModuleRegistry", "Twin", "convert", "modules", "restore"]
+__all__ = ["ModuleRegistry", "Twin", "bake_parametrization", "convert", "modules", "restore"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,14 @@ def convert(module: nn.Module, quantized: type[QModule]) -> QModule:
     module.__class__ = _quantized_class(quantized, float_class)
     module.__dict__["_float_class"] = float_class
     return module  # type: ignore[return-value]
+
+
+def bake_parametrization(module: QModule, name: str) -> None:
+    """Replaces a parametrized weight by its present value; torch does that by changing the class, under ours."""
+    quantized = type(module).__bases__[0]
+    module.__class__ = module._float_class  # type: ignore[assignment]
+    nn.utils.parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    convert(module, quantized)
 
 
 def restore(module: QModule) -> nn.Module:

@@ -149,6 +149,9 @@ def _slice(q: QTensor, dim: int = 0, start: int | None = None, end: int | None =
 @_implements(aten.select.int)
 def _select(q: QTensor, dim: int, index: int) -> Any:
     dim %= q.ndim
+    if q.transposed:
+        inner = _select(views.swap(q), views.swapped(dim, q.ndim), index)
+        return views.swap(inner) if isinstance(inner, QTensor) and dim < q.ndim - 2 else inner
     index += q.shape[dim] if index < 0 else 0
     one = views.take(q, dim, index, index + 1)
     return None if one is None else views.view(one, [n for i, n in enumerate(q.shape) if i != dim])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .qtensor import QTensor, same
 
-__all__ = ["cat", "permute", "take", "view"]
+__all__ = ["cat", "permute", "swap", "swapped", "take", "view"]
 
 
 def view(q: QTensor, shape: Sequence[int]) -> QTensor | None:
@@ -89,16 +89,27 @@ def _with(
     )
 
 
+def swap(q: QTensor) -> QTensor:
+    """The last two dimensions swapped, by the flag alone."""
+    shape = (*q.shape[:-2], q.shape[-1], q.shape[-2])
+    return q.rewrap(_same, shape=shape, transposed=not q.transposed)
+
+
+def swapped(dim: int, ndim: int) -> int:
+    """Where a dimension is before the last two are swapped."""
+    return {ndim - 1: ndim - 2, ndim - 2: ndim - 1}.get(dim, dim)
+
+
 def permute(q: QTensor, dims: Sequence[int]) -> QTensor | None:
     """Reordered dimensions. Byte-wide codes are permuted as a view; of packed ones only the last two may be swapped."""
     n = q.ndim
     order = [d % n for d in dims]
     if order == list(range(n)):
         return q.rewrap(_same)
-    swap = [*range(n - 2), n - 1, n - 2]
-    if order == swap and (q.transposed or (q.qtype.bits != 8 and tuple(q.shape) == q.inner_shape)):
-        shape = (*q.shape[:-2], q.shape[-1], q.shape[-2])
-        return q.rewrap(_same, shape=shape, transposed=not q.transposed)
+    if order == [*range(n - 2), n - 1, n - 2] and (
+        q.transposed or (q.qtype.bits != 8 and tuple(q.shape) == q.inner_shape)
+    ):
+        return swap(q)
     if not q.settled or (q.qtype.bits != 8 and order[-1] != n - 1):
         return None
     blocks = tuple(q.block_size[d] for d in order) if q.block_size else ()
@@ -109,9 +120,12 @@ def permute(q: QTensor, dims: Sequence[int]) -> QTensor | None:
 
 def take(q: QTensor, dim: int, start: int, end: int, step: int = 1) -> QTensor | None:
     """`q[..., start:end:step, ...]` along `dim`, on whole groups and whole bytes."""
+    dim %= q.ndim
+    if q.transposed:
+        part = take(swap(q), swapped(dim, q.ndim), start, end, step)
+        return None if part is None else swap(part)
     if not q.settled:
         return None
-    dim %= q.ndim
     size, last, bits = q.shape[dim], q.ndim - 1, q.qtype.bits
     start, end = max(0, min(start, size)), max(0, min(end, size))
     length = max(0, -(-(end - start) // step))
