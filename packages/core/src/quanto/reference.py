@@ -75,20 +75,22 @@ def decode(codes: Tensor, qtype: QType, dtype: torch.dtype = torch.float32) -> T
 
 
 def round_up_to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Casts non-negative finite `x` to the nearest value of `dtype` that is not smaller.
+    """Casts non-negative `x` to the nearest value of `dtype` that is not smaller.
 
     Dividing by it then never exceeds the range the scale was made for. Zero and what underflows become the smallest
-    positive value.
+    positive value, what is beyond the largest finite value becomes that; infinity and NaN stay what they are.
     """
     if dtype == torch.float8_e8m0fnu:
         mantissa, exponent = torch.frexp(x)
         exponent = torch.where(mantissa == 0.5, exponent - 1, exponent)
-        return torch.where(x.isnan(), 255, (exponent + 127).clamp(0, 254)).to(torch.uint8).view(dtype)
-    low = x.to(dtype)
+        exponent = torch.where(x == 0, -127, exponent)
+        return torch.where(x.isfinite(), (exponent + 127).clamp(0, 254), 255).to(torch.uint8).view(dtype)
     if dtype == x.dtype:
-        return low.clamp_min(torch.finfo(dtype).tiny)
+        return x.clamp_min(torch.finfo(dtype).tiny)
+    low = torch.where(x.isinf(), x, x.clamp(max=torch.finfo(dtype).max)).to(dtype)
     bits = {1: torch.uint8, 2: torch.int16}[dtype.itemsize] if dtype.itemsize < 4 else torch.int32
-    step = (low.to(x.dtype) < x) | (low.to(x.dtype) == 0)
+    nearest = low.to(x.dtype)
+    step = ((nearest < x) & (nearest < torch.finfo(dtype).max)) | (nearest == 0)
     return (low.view(bits) + step.to(bits)).view(dtype)
 
 

@@ -33,7 +33,7 @@ class MinMaxQuantizer(Quantizer):
         values = x.to(compute)
         low = block_reduce(values, target.block_size, minimum=True).clamp(max=0)
         high = block_reduce(values, target.block_size).clamp(min=0)
-        span = high - low
-        scale = round_up_to(torch.where(span == 0, 1.0, span / (q.qmax - q.qmin)), target.scale_dtype)
+        half = high / 2 - low / 2  # high - low may overflow
+        scale = round_up_to(torch.where(half == 0, 1.0, half / ((q.qmax - q.qmin) / 2)), target.scale_dtype)
         zero = (q.qmin - low / scale.to(compute)).round().clamp(q.qmin, q.qmax)
         return Parameters(scale, torch.nan_to_num(zero).to(torch.int8))
