@@ -42,6 +42,12 @@ def _int8pack_rows() -> int:
     return 16 if supported() else 128
 
 
+def _aligned(t: Tensor) -> Tensor:
+    # torch 2.13 crashes (AVX-512) where x is not aligned to 32 bytes, or codes to 16 with four rows or more; weights
+    # mapped from a file and slices of activations lie anywhere.
+    return t if t.data_ptr() % 64 == 0 else t.clone()
+
+
 def _linear_int8pack(
     x: Tensor,
     codes: Tensor,
@@ -55,7 +61,7 @@ def _linear_int8pack(
     rows = x.reshape(-1, x.shape[-1])
     if not 0 < rows.shape[0] <= _int8pack_rows():
         return reference.linear(x, codes, scale, zero, shared, bias, qtype, block)
-    y = torch._weight_int8pack_mm(rows.contiguous(), codes, scale.reshape(-1).to(x.dtype))
+    y = torch._weight_int8pack_mm(_aligned(rows.contiguous()), _aligned(codes), scale.reshape(-1).to(x.dtype))
     y = y if bias is None else y + bias.to(y.dtype)
     return y.reshape(*x.shape[:-1], -1)
 
