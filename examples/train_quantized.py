@@ -7,9 +7,9 @@ from torch import nn
 import quanto
 
 torch.manual_seed(0)
-teacher = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))
+teacher = nn.Sequential(nn.Linear(32, 256), nn.ReLU(), nn.Linear(256, 8))
 student = quanto.quantized(teacher, weights="int2", group_size=32)
-optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
+optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
 
 
 def loss(batch: torch.Tensor) -> torch.Tensor:
@@ -18,7 +18,7 @@ def loss(batch: torch.Tensor) -> torch.Tensor:
 
 held_out = torch.randn(512, 32)
 print(f"after rounding  {loss(held_out).item():.4f}")
-for _ in range(300):
+for _ in range(600):
     optimizer.zero_grad()
     loss(torch.randn(64, 32)).backward()
     optimizer.step()

@@ -78,9 +78,7 @@ def reloaded(measured: SimpleNamespace, tiny: Path) -> dict[str, tuple[float, bo
     bits[0, -1, 7] ^= 1
     save_file(expected, measured.saved / f"other.{CHECK}")
     names = [row.scheme for row in measured.rows[1:]] + ["other"]
-    return reload_in_fresh_process(
-        tiny, [measured.saved / name for name in names], "bfloat16", torch.get_num_threads()
-    )
+    return reload_in_fresh_process(tiny, [measured.saved / name for name in names], "bfloat16", torch.get_num_threads())
 
 
 def test_size(measured: SimpleNamespace) -> None:

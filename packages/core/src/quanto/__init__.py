@@ -6,7 +6,8 @@ from ._version import __version__
 from .calibration import Calibration
 from .explain import Explanation, explain
 from .kernels import KernelFallbackWarning, KernelSpec, kernels
-from .model import dequantize, freeze, quantization_map, quantize, quantized, requantize
+from .mapping import quantization_map, requantize
+from .model import dequantize, freeze, quantize, quantized
 from .qtypes import (
     QType,
     qfloat8,

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ._progress import track
@@ -20,7 +19,7 @@ from .nn.slot import ARRANGEMENTS
 from .qtypes import QType
 from .scheme import Rule, Scheme
 
-__all__ = ["dequantize", "freeze", "quantization_map", "quantize", "quantized", "requantize"]
+__all__ = ["arrange", "dequantize", "freeze", "quantize", "quantize_module", "quantized"]
 
 _log = logging.getLogger("quanto")
 
@@ -73,7 +72,7 @@ def quantize(
     _complain(listed, includes, used, [n for n, _ in names])
     plan = _respect_ties(model, plan)
     for name, module, wanted, parameters in track(plan, "quantize", enabled=progress):
-        _quantize_module(name, module, wanted, parameters)
+        quantize_module(name, module, wanted, parameters)
     return model
 
 
@@ -205,11 +204,21 @@ def _respect_ties(model: nn.Module, plan: list[Any]) -> list[Any]:
     return kept
 
 
-def _quantize_module(name: str, module: nn.Module, scheme: Scheme, parameters: dict[str, str] | None) -> None:
+def quantize_module(name: str, module: nn.Module, scheme: Scheme, parameters: dict[str, str] | None) -> None:
+    """Gives one module a scheme, and its class the quantized twin.
+
+    Args:
+        name: for messages.
+        module: floating, or quantized and trainable.
+        scheme: what it gets.
+        parameters: for raw parameters, their arrangement by name; None for modules that have a twin.
+    """
     module.__dict__.pop("_quanto_skipped", None)
     if isinstance(module, QModule):
         for slot in module._slots.values():
             slot.scheme = scheme
+        if "_scheme" in module.__dict__:  # of modules without slots
+            module.__dict__["_scheme"] = scheme
         return
     if parameters is not None:
         convert(module, QParameters).init_quantized(scheme, parameters)
@@ -245,7 +254,7 @@ def freeze(model: nn.Module, *, progress: bool | None = None) -> nn.Module:
     for module in track(found, "freeze", enabled=progress):
         kept_alive += [p for n in module._slots if (p := module._parameters.get(n)) is not None]
         module.freeze(shared)
-    _arrange(model)
+    arrange(model)
     return model
 
 
@@ -276,108 +285,7 @@ def dequantize(model: nn.Module) -> nn.Module:
     return model
 
 
-def quantization_map(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What is quantized how: JSON-ready, by module name; `requantize` and files read it."""
-    return {
-        name: {
-            "scheme": module.scheme.to_dict(),
-            **({"parameters": {n: s.arrangement for n, s in module._slots.items()}} if _raw(module) else {}),
-            "dtype": {n: str(s.dtype).removeprefix("torch.") for n, s in module._slots.items()},
-        }
-        for name, module in model.named_modules()
-        if isinstance(module, QModule)
-    }
-
-
-def _raw(module: QModule) -> bool:
-    return isinstance(module, QParameters)
-
-
-def apply_map(model: nn.Module, quantization_map: Mapping[str, Mapping[str, Any]]) -> None:
-    """Quantizes exactly the modules of a map, each by its scheme.
-
-    Raises:
-        ValueError: if a module is missing or has no twin.
-    """
-    found = dict(model.named_modules())
-    for name, entry in quantization_map.items():
-        if name not in found:
-            raise ValueError(f"module {name!r} is quantized in the map, but the model has no such module")
-        module = found[name]
-        scheme = Scheme.from_dict(entry["scheme"])
-        parameters = entry.get("parameters")
-        if isinstance(module, QModule):
-            if module.frozen and module.scheme != scheme:
-                raise ValueError(f"module {name!r} is frozen as {module.scheme}, the map says {scheme}")
-        elif parameters is None and modules.find(module)[0] is None:
-            raise ValueError(f"module {name!r} is quantized in the map, but {modules.find(module)[1]}")
-        else:
-            _quantize_module(name, module, scheme, dict(parameters) if parameters else None)
-        for parameter, dtype in entry.get("dtype", {}).items():
-            if isinstance(module, QModule) and parameter in module._slots:
-                module._slots[parameter].dtype = getattr(torch, dtype)
-
-
-def requantize(
-    model: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    quantization_map: Mapping[str, Mapping[str, Any]],
-    *,
-    assign: bool | None = None,
-) -> nn.Module:
-    """Gives a float model the quantized state of another.
-
-    Args:
-        model: the float architecture; parameters on the meta device are given the state's tensors.
-        state_dict: of the frozen model.
-        quantization_map: of the frozen model.
-        assign: whether to take the tensors themselves instead of copying; default: if any parameter is on meta.
-
-    Returns:
-        The model itself.
-
-    Raises:
-        ValueError, RuntimeError: if map, state and model do not fit; the message names module or tensor.
-    """
-    if assign is None:
-        assign = any(t.is_meta for t in (*model.parameters(), *model.buffers()))
-    apply_map(model, quantization_map)
-    model.load_state_dict(dict(state_dict), strict=True, assign=assign)
-    _arrange(model)
-    return model
-
-
-def fill(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    quantization_map: Mapping[str, Mapping[str, Any]],
-    aliases: Mapping[str, str],
-) -> None:
-    """Gives a model the very tensors of a file, tied ones as one.
-
-    Args:
-        model: the float architecture.
-        tensors: by name, each once.
-        quantization_map: of the model that was saved.
-        aliases: further names of tied tensors.
-    """
-    apply_map(model, quantization_map)
-    state = {**tensors, **{name: tensors[target] for name, target in aliases.items()}}
-    trained = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
-    model.load_state_dict(state, strict=True, assign=True)
-    for name, target in aliases.items():
-        owner, _, leaf = target.rpartition(".")
-        shared = model.get_submodule(owner)._parameters.get(leaf)
-        owner, _, leaf = name.rpartition(".")
-        if shared is not None and leaf in model.get_submodule(owner)._parameters:
-            model.get_submodule(owner)._parameters[leaf] = shared
-    for name, parameter in model.named_parameters():
-        if name in trained and parameter.is_floating_point():
-            parameter.requires_grad_(trained[name])
-    _arrange(model)
-
-
-def _arrange(model: nn.Module) -> None:
+def arrange(model: nn.Module) -> None:
     """Arranges frozen weights for their kernels; tied ones stay canonical."""
     found = [m for m in model.modules() if isinstance(m, QModule)]
     tied = _tied(found)

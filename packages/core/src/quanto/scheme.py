@@ -26,6 +26,7 @@ _SCALES = {
     "e4m3": torch.float8_e4m3fn,
 }
 _DEFAULT_GROUP = 128
+_LIMIT = 2**31  # no row is as long; what is above is a damaged file or a slip
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Scheme:
         if self.group_size is not None:
             if isinstance(self.group_size, bool) or not isinstance(self.group_size, int) or self.group_size <= 0:
                 raise ValueError(f"group_size must be a positive integer, got {self.group_size!r}")
+            if self.group_size >= _LIMIT:
+                raise ValueError(f"group_size must be below 2**31, got {self.group_size}")
             if self.granularity not in (None, "group"):
                 raise ValueError(f"group_size={self.group_size} conflicts with granularity={self.granularity!r}")
             if q.block not in (None, self.group_size):
@@ -98,8 +101,14 @@ class Scheme:
             if self.granularity is not None:
                 raise ValueError(f"block={self.block} conflicts with granularity={self.granularity!r}")
             object.__setattr__(self, "granularity", "block")
-        if self.block is not None and (len(self.block) != 2 or not all(type(b) is int and b > 0 for b in self.block)):
-            raise ValueError(f"block must be two positive integers, got {self.block}")
+        if self.block is not None and (
+            len(self.block) != 2 or not all(type(b) is int and 0 < b < _LIMIT for b in self.block)
+        ):
+            raise ValueError(f"block must be two positive integers below 2**31, got {self.block}")
+        for field, kind in (("symmetric", bool), ("dynamic", bool), ("algorithm", str)):
+            value = getattr(self, field)
+            if value is not None and type(value) is not kind:
+                raise ValueError(f"{field} must be a {kind.__name__} or None, got {value!r}")
         if self.symmetric is False and not q.is_integer:
             raise ValueError(f"{q.name} has no zero points: symmetric=False needs an integer qtype")
         if self.scale_dtype is not None:

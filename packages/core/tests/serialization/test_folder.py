@@ -1,108 +1,173 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A save killed at any moment leaves the old model or the new one."""
+"""Names, links and left-overs of a folder."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
 import quanto
+from quanto.serialization import FormatError
 from quanto.serialization import folder as writing
 
-# Saves model 2 over model 1 and dies at the n-th call that changes the disk; exits 3 if it never comes to that.
-KILLED = """
-import os, sys, pathlib
-import safetensors.torch
-import torch, quanto
-target, countdown = sys.argv[1], int(sys.argv[2])
-
-def dying(function):
-    def call(*args, **kwargs):
-        global countdown
-        countdown -= 1
-        if countdown == 0:
-            os._exit(9)
-        return function(*args, **kwargs)
-    return call
-
-os.replace, os.fsync = dying(os.replace), dying(os.fsync)
-pathlib.Path.unlink = dying(pathlib.Path.unlink)
-pathlib.Path.write_text = dying(pathlib.Path.write_text)
-safetensors.torch.save_file = dying(safetensors.torch.save_file)
-torch.manual_seed(2)
-model = quanto.freeze(quanto.quantize(torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 64)), "int4"))
-quanto.save(model, target, shard_size="2KB")
-sys.exit(3)
-"""
+Model = Callable[[], nn.Module]
+SHARD = "quanto-00001-of-00001.safetensors"
 
 
-def _model(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    layers = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 64))
-    return quanto.freeze(quanto.quantize(layers, "int4"))
+def _names(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()}
 
 
-def _float() -> nn.Module:
-    return nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 64))
+def test_names_never_repeat(tmp_path: Path) -> None:
+    assert writing.new_names(tmp_path, 2) == ["quanto-00001-of-00002.safetensors", "quanto-00002-of-00002.safetensors"]
+    (tmp_path / "quanto-00001-of-00002.safetensors.partial").touch()
+    assert writing.new_names(tmp_path, 1) == ["quanto-g2-00001-of-00001.safetensors"]
+    (tmp_path / "quanto-g41-00001-of-00001.safetensors").touch()
+    assert writing.new_names(tmp_path, 1) == ["quanto-g42-00001-of-00001.safetensors"]
 
 
-@pytest.mark.slow
-def test_killed_at_every_step(tmp_path: Path) -> None:
-    old, new = _model(1).state_dict(), _model(2).state_dict()
-    seen = set()
-    for step in range(1, 60):
-        target = tmp_path / str(step)
-        quanto.save(_model(1), target, shard_size="2KB")
-        (target / "config.json").write_text("{}")
-        done = subprocess.run([sys.executable, "-c", KILLED, str(target), str(step)], check=False)
-        found = quanto.load(target, _float()).state_dict()
-        which = "old" if torch.equal(found["0.weight_packed"], old["0.weight_packed"]) else "new"
-        expected = old if which == "old" else new
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-        assert (target / "config.json").read_text() == "{}"
-        seen.add(which)
-        quanto.save(_model(1), target)  # cleans up whatever the kill left
-        assert len(list(target.glob("model*"))) == 1
-        if done.returncode == 3:
-            break
-        assert done.returncode == 9
-    else:
-        pytest.fail("the save never finished")
-    assert seen == {"old", "new"}
+def test_only_own_files_are_removed(saved: Path, float_model: Model) -> None:
+    theirs = [
+        "config.json",
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",  # the float model, as transformers names its shards
+        "model.safetensors.index.json",
+        "adapter_model.safetensors",
+        "quanto.json.bak",
+        "quanto-notes.txt",
+        "my-quanto-00001-of-00001.safetensors",
+        "download.partial",
+    ]
+    ours = [
+        "quanto-g7-00001-of-00001.safetensors",
+        "quanto-g8-00001-of-00001.safetensors.partial",
+        "quanto.json.partial",
+    ]
+    for name in (*theirs, *ours):
+        (saved / name).write_text(name)
+    quanto.save(quanto.quantize(float_model(), "int8"), saved)
+    assert _names(saved) == {*theirs, "quanto.json", "quanto-g9-00001-of-00001.safetensors"}
+    assert all((saved / name).read_text() == name for name in theirs)
 
 
-def test_only_own_files_are_removed(tmp_path: Path) -> None:
-    mine = ["config.json", "model.safetensors", "model-00001-of-00002.safetensors.bak", "adapter_model.safetensors"]
-    for name in mine:
-        (tmp_path / name).write_text("mine")
-    (tmp_path / "model-g7-00001-of-00001.safetensors").write_text("an older save")
-    quanto.save(_model(1), tmp_path)
-    assert all((tmp_path / name).read_text() == "mine" for name in mine)
-    assert [p.name for p in tmp_path.glob("model-*.safetensors")] == ["model-g8-00001-of-00001.safetensors"]
+def test_saving_over_the_folder_a_model_is_mapped_from(saved: Path, float_model: Model, bits: Any) -> None:
+    loaded = quanto.load(saved, float_model())
+    before = bits(loaded)
+    quanto.save(loaded, saved)
+    assert bits(loaded) == before
+    assert bits(quanto.load(saved, float_model())) == before
+    assert _names(saved) == {"quanto.json", "quanto-g2-00001-of-00001.safetensors"}
 
 
-def test_a_failed_save_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quanto.save(_model(1), tmp_path)
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_failed_save_leaves_the_folder_as_it_was(
+    saved: Path, float_model: Model, bits: Any, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, old = _names(saved), bits(quanto.load(saved, float_model()))
+    model = quanto.quantize(float_model(), "int8")
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    model = _model(2)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
+        patch.setattr(os, call, full)
         with pytest.raises(OSError, match="No space left"):
-            quanto.save(model, tmp_path)
-    found = quanto.load(tmp_path, _float())
-    assert torch.equal(found.state_dict()["0.weight_packed"], _model(1).state_dict()["0.weight_packed"])
+            quanto.save(model, saved)
+    assert _names(saved) == before
+    assert bits(quanto.load(saved, float_model())) == old
 
 
-def test_names_never_repeat(tmp_path: Path) -> None:
-    assert writing.new_names(tmp_path, 2) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    (tmp_path / "model-00001-of-00002.safetensors.partial").touch()
-    assert writing.new_names(tmp_path, 1) == ["model-g2-00001-of-00001.safetensors"]
+def test_an_interrupt_after_the_commit_keeps_the_new_model(
+    saved: Path, float_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = os.replace
+
+    def interrupted(source: Path, target: Path) -> None:
+        replace(source, target)
+        if target.name == "quanto.json":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quanto.save(quanto.quantize(float_model(), "int8"), saved)
+    assert quanto.load(saved, float_model())[0].scheme.weights == "int8"
+
+
+def test_a_planted_link_is_not_written_through(saved: Path, float_model: Model, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (saved / "quanto.json.partial").symlink_to(tmp_path / "precious")
+    quanto.save(quanto.quantize(float_model(), "int8"), saved)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_links_into_the_blobs_of_a_hugging_face_cache_are_followed(
+    saved: Path, float_model: Model, tmp_path: Path
+) -> None:
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0f3c", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("quanto.json", SHARD):
+        (saved / name).rename(blobs / f"sha-of-{name}")
+        (snapshot / name).symlink_to(Path("../../blobs") / f"sha-of-{name}")
+    assert quanto.load(snapshot, float_model())[0].frozen
+    (tmp_path / "models--a--b" / SHARD).write_bytes((blobs / f"sha-of-{SHARD}").read_bytes())
+    (snapshot / SHARD).unlink()
+    (snapshot / SHARD).symlink_to(Path("../..") / SHARD)
+    with pytest.raises(FormatError, match="leaves its folder"):
+        quanto.load(snapshot, float_model())
+
+
+def test_the_folder_itself_may_be_a_link(saved: Path, float_model: Model, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(saved)
+    assert quanto.load(tmp_path / "link", float_model())[0].frozen
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(saved: Path, float_model: Model) -> None:
+    (saved / SHARD).unlink()
+    os.mkfifo(saved / SHARD)
+    with pytest.raises(FormatError, match="not a regular file"):
+        quanto.load(saved, float_model())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a.safetensors", "quanto-g2-00001-of-00001.safetensors", "A_b.c-1.safetensors"],
+)
+def test_plain_names(name: str) -> None:
+    assert writing.is_plain(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        None,
+        7,
+        ["a.safetensors"],
+        "",
+        ".safetensors",
+        "a.bin",
+        "../a.safetensors",
+        "b/a.safetensors",
+        "b\\a.safetensors",
+        "/a.safetensors",
+        "C:a.safetensors",
+        "~a.safetensors",
+        "a\0.safetensors",
+        "a\n.safetensors",
+        "a.safetensors\n",
+        "ä.safetensors",
+        "a\u202e.safetensors",
+        "nul.safetensors",
+        "COM1.x.safetensors",
+        "a" * 300 + ".safetensors",
+    ],
+)
+def test_names_that_are_not_plain(name: object) -> None:
+    assert not writing.is_plain(name)

@@ -19,7 +19,7 @@ from torch import nn
 import quanto
 from quanto.serialization import FormatError
 
-SHARD = "model-00001-of-00001.safetensors"
+SHARD = "quanto-00001-of-00001.safetensors"
 
 
 def _float() -> nn.Module:
@@ -74,6 +74,7 @@ def _header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
         header = json.loads(raw[8 : 8 + n])
         changed = change(header)
         text = (changed if isinstance(changed, str) else json.dumps(header)).encode()
+        text += b" " * (-(8 + len(text)) % 64)
         new = len(text).to_bytes(8, "little") + text + raw[8 + n :]
         (folder / SHARD).write_bytes(new)
         _set("shards", 0, "bytes", value=len(new))(folder)
@@ -89,6 +90,12 @@ def _bytes(change: Callable[[bytes], bytes], honest: bool = True) -> Callable[[P
             _set("shards", 0, "bytes", value=len(new))(folder)
 
     return damage
+
+
+def _shifted(raw: bytes) -> bytes:
+    """The header a byte longer, so that no tensor is where its dtype may be mapped."""
+    n = int.from_bytes(raw[:8], "little")
+    return (n + 1).to_bytes(8, "little") + raw[8 : 8 + n] + b" " + raw[8 + n :]
 
 
 def _rename_tensor(header: dict[str, Any]) -> None:
@@ -112,12 +119,13 @@ def _link(folder: Path) -> None:
 
 
 SCHEME = ("modules", "0", "scheme")
+WEIGHT = ("modules", "0", "parameters", "weight")
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no json": (lambda f: (f / "quanto.json").unlink(), "holds no quanto.json"),
     "empty json": (_whole(""), "not sound JSON"),
     "cut json": (lambda f: _whole((f / "quanto.json").read_text()[:-40])(f), "not sound JSON"),
     "json array": (_whole("[]"), "must be a JSON object"),
-    "binary json": (lambda f: (f / "quanto.json").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+    "binary json": (lambda f: (f / "quanto.json").write_bytes(b"\xff\xfe\x00"), "not sound JSON"),
     "deep json": (_whole("[" * 200_000), "not sound JSON"),
     "NaN": (_text('"version": 1', '"version": NaN'), "NaN is not JSON"),
     "double key": (_text('"version": 1', '"version": 1, "version": 1'), "'version' appears twice"),
@@ -148,13 +156,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "header not JSON": (_header(lambda h: "{" * 50), "header is not sound JSON"),
     "header array": (_header(lambda h: "[]"), "must be a JSON object"),
     "doubled in header": (_header(_double), "'0.bias' appears twice"),
-    "shape 2**63": (_header(_retype("0.bias", shape=[2**63])), "does not fit its place"),
-    "shape negative": (_header(_retype("0.bias", shape=[-16])), "does not fit its place"),
+    "shape 2**63": (_header(_retype("0.bias", shape=[2**63])), "is not understood"),
+    "shape negative": (_header(_retype("0.bias", shape=[-16])), "is not understood"),
     "shape product overflows": (_header(_retype("0.bias", shape=[2**32, 2**32])), "does not fit its place"),
     "offsets overlap": (
         _header(lambda h: h["0.bias"].update(data_offsets=h["1.bias"]["data_offsets"], shape=[4])),
-        "overlaps",
+        "overlaps another or leaves a gap",
     ),
+    "offsets swapped": (_header(lambda h: h["0.bias"]["data_offsets"].reverse()), "does not fit its place"),
+    "not aligned": (_bytes(_shifted), "is not aligned"),
     "unknown dtype": (_header(_retype("0.bias", dtype="X7")), "is not understood"),
     "no shape": (_header(lambda h: h["0.bias"].pop("shape")), "is not understood"),
     "tensor renamed": (_header(_rename_tensor), "'0.other' is not listed"),
@@ -163,7 +173,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "wrong dtype": (_header(_retype("0.weight_packed", dtype="I8")), "codes must be torch.uint8"),
     "wrong shape": (_header(lambda h: h["0.weight_packed"].update(shape=[32, 16])), "codes must be torch.uint8"),
     "scale shape": (_header(_retype("0.weight_scale", shape=[2, 16])), "scale must have shape"),
-    "scale is int": (_header(_retype("0.weight_scale", dtype="I32")), "scale must be floating"),
+    "scale is int": (_header(_retype("0.weight_scale", dtype="I32")), "scale must be torch.float32 or"),
     "bias shape": (_header(_retype("0.bias", shape=[4, 4])), "0.bias"),
     "alias to nothing": (_set("aliases", "x", value="y"), "points to nothing"),
     "alias of a tensor": (_set("aliases", "0.bias", value="1.bias"), "both a tensor and an alias"),
@@ -172,20 +182,38 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "group 0": (_set(*SCHEME, "group_size", value=0), "group_size must be a positive integer"),
     "group negative": (_set(*SCHEME, "group_size", value=-32), "group_size must be a positive integer"),
     "group true": (_set(*SCHEME, "group_size", value=True), "group_size must be a positive integer"),
-    "group 2**63": (_set(*SCHEME, "group_size", value=2**63), "too large"),
-    "group 2**64": (_set(*SCHEME, "group_size", value=2**64), "too large"),
-    "another group": (_set(*SCHEME, "group_size", value=64), "scale must have shape"),
+    "group 2**63": (_set(*SCHEME, "group_size", value=2**63), "group_size must be below 2**31"),
+    "group 2**64": (_set(*SCHEME, "group_size", value=2**64), "group_size must be below 2**31"),
+    "another group": (_set(*SCHEME, "group_size", value=64), "block_size of weight is [1, 64] in the model"),
     "unknown qtype": (_set(*SCHEME, "weights", value="int99"), "unknown qtype 'int99'"),
     "another qtype": (_set(*SCHEME, "weights", value="int2"), "codes must be torch.uint8"),
     "qtype a number": (_set(*SCHEME, "weights", value=4), "a qtype is a name"),
     "unknown field": (_set(*SCHEME, "colour", value=1), "unknown scheme fields colour"),
-    "no scheme": (_set("modules", "0", value={}), "scheme must be an object"),
+    "no scheme": (_set("modules", "0", value={}), "an object scheme"),
     "module a list": (_set("modules", "0", value=[]), "must be an object"),
-    "bad dtype": (_set("modules", "0", "dtype", value={"weight": "int8"}), "dtype must be among"),
-    "code as dtype": (_set("modules", "0", "dtype", value={"weight": "load"}), "dtype must be among"),
-    "bad arrangement": (_set("modules", "0", "parameters", value={"weight": "eval"}), "arrangements must be among"),
+    "unknown entry": (_set("modules", "0", "dtype", value="bfloat16"), "unknown fields 'dtype'"),
+    "bad dtype": (_set(*WEIGHT, "dtype", value="int8"), "dtype must be one of"),
+    "code as dtype": (_set(*WEIGHT, "dtype", value="load"), "dtype must be one of"),
+    "bad arrangement": (_set(*WEIGHT, "arrangement", value="eval"), "arrangement must be one of"),
+    "other arrangement": (
+        _set(*WEIGHT, "arrangement", value="transposed"),
+        "arrangement of weight is rows in the model",
+    ),
+    "other shape": (_set(*WEIGHT, "shape", value=[16, 128]), "shape of weight is [16, 64] in the model"),
+    "block 0": (_set(*WEIGHT, "block_size", value=[1, 0]), "block_size must be an array of integers from 1"),
+    "block 2**63": (_set(*WEIGHT, "block_size", value=[1, 2**63]), "block_size must be an array of integers from 1"),
+    "no parameters": (_json(lambda d: d["modules"]["0"].pop("parameters")), "parameters are missing"),
+    "parameter renamed": (
+        _json(lambda d: d["modules"]["0"]["parameters"].update(w=d["modules"]["0"]["parameters"].pop("weight"))),
+        "its quantized parameters are weight; the map says w",
+    ),
+    "raw a number": (_set("modules", "0", "raw", value=1), "raw must be true or false"),
+    "unknown key": (_set("colour", value="red"), "unknown keys ['colour']"),
+    "view of nothing": (_set("views", "x", value="complex64"), "is of no tensor"),
+    "view as code": (_set("views", "0.bias", value="eval"), "of an unknown dtype"),
+    "view of another dtype": (_set("views", "0.bias", value="float8_e4m3fnuz"), "does not hold float8_e4m3fnuz"),
     "another module": (_json(lambda d: d["modules"].update({"9": d["modules"].pop("0")})), "no such module"),
-    "zero point missing": (_set(*SCHEME, "symmetric", value=True), "zero point"),
+    "zero point missing": (_set(*SCHEME, "symmetric", value=True), "the scheme int4 g32 has no zero_point"),
 }
 
 
@@ -216,8 +244,8 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 
 def test_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     _saved(tmp_path)
-    (tmp_path / "model-00002-of-00002.safetensors").write_bytes((tmp_path / SHARD).read_bytes())
-    entry = {"file": "model-00002-of-00002.safetensors", "bytes": (tmp_path / SHARD).stat().st_size}
+    (tmp_path / "quanto-00002-of-00002.safetensors").write_bytes((tmp_path / SHARD).read_bytes())
+    entry = {"file": "quanto-00002-of-00002.safetensors", "bytes": (tmp_path / SHARD).stat().st_size}
     _json(lambda d: d["shards"].append(entry))(tmp_path)
     with pytest.raises(FormatError, match="in another shard too"):
         quanto.load(tmp_path, _float())

@@ -206,6 +206,8 @@ class QModule(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
+        if not self._slots:
+            return super()._apply(careful, recurse)  # type: ignore[no-untyped-call]
         before = self._device_type()
         probe = fn(torch.empty(0, dtype=next(iter(self._slots.values())).dtype))
         result = super()._apply(careful, recurse)  # type: ignore[no-untyped-call]
@@ -239,5 +241,8 @@ class QModule(nn.Module):
         checkpoint.canonicalize(self, destination, prefix)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        checkpoint.load(self, state_dict, prefix, args[0], args[2], args[4])
+        arranged = any(slot.layout != CANONICAL for slot in self._slots.values())
+        checkpoint.load(self, state_dict, prefix, args[0], args[4])
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if arranged:
+            self.arrange()

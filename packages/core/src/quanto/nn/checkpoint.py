@@ -4,22 +4,50 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels import kernels
+from ..kernels.layout import Tensors
 from ..ops import check_weight
 from ..tensor import quantize_tensor
 from ..tensor.qtensor import is_small_float
 from ..weight import CANONICAL, Weight
-from .slot import PARTS
+from .frozen import guard_orphan
+from .slot import PARTS, Slot
 
 if TYPE_CHECKING:
     from .base import QModule
 
-__all__ = ["canonicalize", "deepcopy", "getstate", "load", "setstate"]
+__all__ = ["canonicalize", "check_parts", "deepcopy", "getstate", "load", "postponed", "resolve", "setstate", "source"]
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """State dicts taken inside hold placeholders for what is in a kernel's layout; `resolve` gives their values.
+
+    So saving never holds a second copy of all weights, only of the one being written.
+    """
+    token = _postponing.set(True)
+    try:
+        yield
+    finally:
+        _postponing.reset(token)
+
+
+_postponing: ContextVar[bool] = ContextVar("quanto_postponing", default=False)
+
+
+def _canonical(module: QModule, name: str) -> Tensors:
+    w, slot = module.operand(name), module._slots[name]
+    return kernels.layouts[slot.layout].unpack(w[:4], w.qtype, w.block_size, w.size)
 
 
 def canonicalize(module: QModule, destination: dict[str, Any], prefix: str) -> None:
@@ -27,17 +55,32 @@ def canonicalize(module: QModule, destination: dict[str, Any], prefix: str) -> N
     for name, slot in module._slots.items():
         if slot.layout == CANONICAL:
             continue
-        w = module.operand(name)
-        tensors = kernels.layouts[slot.layout].unpack(w[:4], w.qtype, w.block_size, w.size)
-        for part, tensor in zip(PARTS, tensors, strict=True):
+        for part, tensor in zip(PARTS, _canonical(module, name), strict=True):
             destination.pop(f"{prefix}{name}_{part}", None)
             if tensor is not None:
+                if _postponing.get():
+                    tensor = torch.empty_like(tensor, device="meta")
+                    tensor._quanto_source = (module, name, part)  # type: ignore[attr-defined]
                 destination[f"{prefix}{name}_{part}"] = tensor
 
 
-def load(
-    module: QModule, state: dict[str, Any], prefix: str, metadata: dict[str, Any], missing: Any, errors: list[str]
-) -> None:
+def source(tensor: Tensor) -> tuple[QModule, str, str] | None:
+    """Module, parameter and part that a placeholder of `postponed` stands for; None for any other tensor."""
+    return getattr(tensor, "_quanto_source", None)
+
+
+def resolve(tensor: Tensor) -> Tensor:
+    """The tensor itself, or what a placeholder of `postponed` stands for."""
+    found = source(tensor)
+    if found is None:
+        return tensor
+    module, name, part = found
+    made = _canonical(module, name)[PARTS.index(part)]
+    assert made is not None
+    return made
+
+
+def load(module: QModule, state: dict[str, Any], prefix: str, metadata: dict[str, Any], errors: list[str]) -> None:
     """Prepares a module for the tensors it is about to be given.
 
     Float weights offered to a frozen module are quantized as its scheme says; codes offered to a trainable module
@@ -46,21 +89,22 @@ def load(
     assign = bool(metadata.get("assign_to_params_buffers", False))
     for name in module._slots:
         full, packed = f"{prefix}{name}", f"{prefix}{name}_packed"
-        is_frozen = f"{name}_packed" in module._parameters
         if full in state and packed in state:
             errors.append(f"{full} and {packed} are both given; a weight is either float or quantized")
-        elif full in state and is_frozen:
+            continue
+        if full in state and f"{name}_packed" in module._parameters:
             _convert(module, name, state.pop(full), full, state, errors)
-        elif packed in state:
+        if packed in state:
             _accept(module, name, state, full, errors, assign)
     for name in ("input_scale", "output_scale"):
         key = f"{prefix}{name}"
-        if key in state and getattr(module, name) is None:
-            value = state[key]
-            if value.numel() != 1 or not value.is_floating_point():
-                errors.append(f"{key} must be one floating number, got {value.dtype} {tuple(value.shape)}")
-                continue
-            where = value.device if assign else _device(module)
+        if key not in state:
+            continue
+        value, current = state[key], getattr(module, name)
+        if value.numel() != 1 or not value.is_floating_point():
+            errors.append(f"{key} must be one floating number, got {value.dtype} {tuple(value.shape)}")
+        elif current is None:
+            where = torch.device("meta") if assign else _device(module)
             module._buffers[name] = torch.empty((), dtype=value.dtype, device=where)
 
 
@@ -82,42 +126,57 @@ def _convert(module: QModule, name: str, value: Tensor, full: str, state: dict[s
 
 def _accept(module: QModule, name: str, state: dict[str, Any], full: str, errors: list[str], assign: bool) -> None:
     slot = module._slots[name]
-    tensors: list[Tensor | None] = [state.get(f"{full}_{part}") for part in PARTS]
-    codes, scale, zero, shared = tensors
-    if codes is None or scale is None:
-        return  # the scale is missing: torch reports it, or the module is trainable and nothing fits
-    shape = slot.rows_shape()
-    qtype = slot.scheme.qtype
-    weight = Weight(codes, scale, zero, shared, qtype.name, slot.scheme.block_size(shape), shape[-1], "")
+    given = {part: state[f"{full}_{part}"] for part in PARTS if f"{full}_{part}" in state}
     try:
-        check_weight(weight, shape)
-        if (zero is None) != slot.scheme.is_symmetric:
-            have, want = ("no", "one") if zero is None else ("a", "none")
-            raise ValueError(f"{have} zero point is given where the scheme {slot.scheme} has {want}")
-        if (shared is not None) != qtype.two_level:
-            raise ValueError(f"{qtype.name} {'needs' if qtype.two_level else 'has no'} global_scale")
-        if not scale.is_floating_point():
-            raise ValueError(f"scale must be floating, got {scale.dtype}")
-        if qtype.scale_dtype not in (None, scale.dtype):
-            raise ValueError(f"scale must be {qtype.scale_dtype} for {qtype.name}, got {scale.dtype}")
+        check_parts(slot, given)
     except ValueError as error:
         errors.append(f"{full}: {error}")
-        for part in PARTS:
+        for part in PARTS:  # or torch would copy them, cast, before it raises
             state.pop(f"{full}_{part}", None)
         return
     module.arrange(CANONICAL)
-    current = module._parameters.get(f"{name}_packed")
-    where = codes.device if assign else _device(module)
-    if current is None or any(
-        t is not None and (p := module._parameters.get(f"{name}_{part}")) is not None and p.dtype != t.dtype
-        for part, t in zip(PARTS, tensors, strict=True)
-    ):
-        module._adopt(name, [None if t is None else torch.empty_like(t, device=where) for t in tensors])
-    slot.key = ""
-    for part, tensor in zip(PARTS, tensors, strict=True):
-        if tensor is not None and f"{name}_{part}" not in module._parameters:
-            module._parameters[f"{name}_{part}"] = nn.Parameter(torch.empty_like(tensor, device=where), False)
-    module._rekey(name)
+    where = torch.device("meta") if assign else _device(module)  # assigning replaces the tensor itself
+    held = {part: p for part in PARTS if (p := module._parameters.get(f"{name}_{part}")) is not None}
+    if held.keys() == given.keys() and all(held[part].dtype == tensor.dtype for part, tensor in given.items()):
+        return
+    parameter = module._parameters.get(name)
+    empty = {part: torch.empty_like(tensor, device=where) for part, tensor in given.items()}
+    module._adopt(name, [empty.get(part) for part in PARTS])
+    if parameter is not None and not parameter.is_meta:
+        guard_orphan(parameter)
+
+
+def check_parts(slot: Slot, parts: Mapping[str, Any]) -> None:
+    """Whether tensors can be the frozen weight of a slot.
+
+    Args:
+        slot: the parameter.
+        parts: by suffix, anything with a dtype and a shape.
+
+    Raises:
+        ValueError: naming the part and what it should be.
+    """
+    scheme, shape = slot.scheme, slot.rows_shape()
+    qtype, block_size = scheme.qtype, scheme.block_size(shape)
+    wanted = {"packed", "scale"}
+    wanted |= set() if scheme.is_symmetric else {"zero_point"}
+    wanted |= {"global_scale"} if qtype.two_level else set()
+    codes, scale, zero, shared = (parts.get(part) for part in PARTS)
+    check_weight(Weight(codes, scale, zero, shared, qtype.name, block_size, shape[-1], ""), shape)  # type: ignore[arg-type]
+    for part in PARTS:
+        if (part in parts) != (part in wanted):
+            raise ValueError(f"the scheme {scheme} {'needs' if part in wanted else 'has no'} {part}")
+    dtype = scale.dtype  # type: ignore[union-attr]
+    if qtype.scale_dtype is not None or scheme.scale_dtype is not None:
+        allowed: tuple[torch.dtype, ...] = (scheme.scales(slot.dtype),)
+    else:
+        allowed = _FLOATS
+    if dtype not in allowed:
+        raise ValueError(f"scale must be {' or '.join(map(str, allowed))} for {scheme}, got {dtype}")
+    if zero is not None and zero.dtype not in (torch.int8, *_FLOATS):
+        raise ValueError(f"zero_point must be int8 or floating, got {zero.dtype}")
+    if shared is not None and (shared.dtype != torch.float32 or tuple(shared.shape) != ()):
+        raise ValueError(f"global_scale must be torch.float32 (), got {shared.dtype} {tuple(shared.shape)}")
 
 
 def deepcopy(module: QModule, memo: dict[int, Any]) -> QModule:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saving models to folders of safetensors and a small JSON, and loading them. `docs/file-format.md` specifies both."""
+"""Saving and loading models: a folder of safetensors shards and one JSON file (docs/file-format.md)."""
 
+from .errors import FormatError
 from .load import load
-from .manifest import FormatError
 from .save import save
 
 __all__ = ["FormatError", "load", "save"]

@@ -3,18 +3,26 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._progress import track
-from ..model import fill
+from ..mapping import apply_map
+from ..model import arrange
+from ..nn.staging import Staging
+from .compare import compare
+from .errors import FormatError
+from .folder import locate
 from .formats import formats
-from .header import TensorInfo, read_header
-from .manifest import FILE, FormatError, Manifest
+from .header import read_header
+from .manifest import FILE, Manifest
+from .views import restored
 
 __all__ = ["load"]
 
@@ -28,13 +36,16 @@ def load(
 ) -> nn.Module:
     """Loads a saved folder into a model of the same architecture, in place; nothing is quantized again.
 
-    Everything is checked before the model is touched: it is either loaded whole or left as it was. On a CPU the tensors
-    are memory-mapped from the files.
+    Everything is checked before the model is touched: it is either loaded whole or left as it was. On the CPU the
+    tensors are memory-mapped from the files, which must then not be written to while the model lives (`quanto.save`
+    to the same folder is safe: it never changes a file). Parameters that stay floating keep their identity, so that an
+    optimizer made before still holds them.
 
     Args:
         folder: what `quanto.save` wrote, or a format that a plugin reads.
-        model: the float architecture; its parameters may be on the meta device. It takes the dtypes of the file.
-        device: where to load to; default: the CPU for a model on meta, else the model's own.
+        model: the float architecture, or a quantized model of the same schemes; its parameters may be on the meta
+            device. It takes the dtypes of the file. Buffers that are in no state dict are left to the caller.
+        device: where to load to; default: where the model's tensors are, and the CPU for those on meta.
         progress: whether to show a progress bar; None shows one in a terminal.
 
     Returns:
@@ -45,73 +56,106 @@ def load(
             tensor or module.
     """
     folder = Path(folder)
-    if not (folder / FILE).exists():
-        reader = _foreign(folder)
-        if reader is not None:
-            return reader.load(folder, model)  # type: ignore[no-any-return, attr-defined]
-    manifest = Manifest.read(folder)
-    infos = _headers(folder, manifest)
-    _rehearse(folder, model, manifest, infos)
-    state = _tensors(folder, manifest, _target(model, device), progress)
-    fill(model, state, manifest.modules, manifest.aliases)
+    target = None if device is None else torch.device(device)
+    if not (folder / FILE).exists() and (reader := _foreign(folder)) is not None:
+        loaded: nn.Module = reader.load(folder, model)
+        return loaded if target is None else loaded.to(target)
+    manifest, tensors = _read(folder)
+    files = {name: folder / manifest.shards[index][0] for name, index in manifest.tensors.items()}
+    aliases = manifest.aliases
+    with _fitting(folder):
+        staging = Staging(model)
+        apply_map(staging.model, manifest.modules)
+        whole = {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
+        compare(staging.model, whole, files | {name: files[first] for name, first in aliases.items()}, folder)
+    places = _places(model, staging, tensors, target)
+    state = {name: tensors[name].to(places[name]) for name in track(tensors, "load", enabled=progress)}
+    with _fitting(folder):
+        staging.fill(state, aliases)
+    staging.commit()
+    if target is not None:
+        _move_the_rest(model, target)
+    arrange(model)
     return model
 
 
-def _foreign(folder: Path) -> object | None:
+def _foreign(folder: Path) -> Any:
     from ..plugins.manager import plugins
 
     plugins.load()
-    return next((r for r in formats.values() if r.detect(folder)), None)
+    found = {name: reader for name, reader in formats.items() if reader.detect(folder)}
+    if len(found) > 1:
+        raise FormatError(f"{folder} is taken for one of theirs by several formats: {', '.join(sorted(found))}")
+    return next(iter(found.values()), None)
 
 
-def _headers(folder: Path, manifest: Manifest) -> dict[str, TensorInfo]:
-    """dtype and shape of every tensor, each where the manifest says."""
-    found: dict[str, TensorInfo] = {}
-    for index, (name, size) in enumerate(manifest.shards):
-        for tensor, info in read_header(folder / name, size).items():
-            if tensor in found:
-                raise FormatError(f"{folder / name}: tensor {tensor!r} is in another shard too")
-            if manifest.tensors.get(tensor) != index:
-                raise FormatError(f"{folder / name}: tensor {tensor!r} is not listed there in {FILE}")
-            found[tensor] = info
+def _read(folder: Path) -> tuple[Manifest, dict[str, Tensor]]:
+    """The folder's manifest, and its tensors mapped into memory; nothing of their data is read yet."""
+    manifest = Manifest.read(folder)
+    try:
+        return manifest, _map(folder, manifest)
+    except FormatError:
+        again = Manifest.read(folder)
+        if again == manifest:
+            raise
+        # Another process has just saved to the folder, and removed the shards that were listed.
+        return again, _map(folder, again)
+
+
+def _map(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, Tensor] = {}
+    for index, (file_name, size) in enumerate(manifest.shards):
+        path = locate(folder, file_name)
+        infos = read_header(path, size)
+        for name in infos:
+            if name in found:
+                raise FormatError(f"{path}: tensor {name!r} is in another shard too")
+            if manifest.tensors.get(name) != index:
+                raise FormatError(f"{path}: tensor {name!r} is not listed there in {FILE}")
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for name, info in infos.items():
+                    tensor = file.get_tensor(name)
+                    if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
+                        raise FormatError(f"{path}: tensor {name!r} has changed while it was read")
+                    found[name] = restored(tensor, manifest.views.get(name))
+        except FormatError:
+            raise
+        except (SafetensorError, OSError, RuntimeError, ValueError, OverflowError) as error:
+            raise FormatError(f"{path} cannot be read: {error}") from None
     missing = next((t for t in manifest.tensors if t not in found), None)
     if missing is not None:
         raise FormatError(f"{folder / manifest.shards[manifest.tensors[missing]][0]}: tensor {missing!r} is missing")
     return found
 
 
-def _rehearse(folder: Path, model: nn.Module, manifest: Manifest, infos: dict[str, TensorInfo]) -> None:
-    """Loads tensors without values into a copy without values: whatever can go wrong goes wrong here."""
-    tensors = [*model.parameters(), *model.buffers()]
-    memo: dict[int, object] = {id(t): _hollow(t) for t in tensors}
+@contextlib.contextmanager
+def _fitting(folder: Path) -> Any:
+    """Errors of the model, in the words of this module; nothing was changed yet when they are raised."""
     try:
-        stand_in = copy.deepcopy(model, memo)
-        state = {name: torch.empty(info.shape, dtype=info.dtype, device="meta") for name, info in infos.items()}
-        fill(stand_in, state, manifest.modules, manifest.aliases)
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise FormatError(f"{folder} does not fit the model: {error}") from None
+        yield
+    except FormatError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise FormatError(f"{folder} does not fit the model: {error}") from error
 
 
-def _hollow(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+def _places(
+    model: nn.Module, staging: Staging, names: Iterable[str], target: torch.device | None
+) -> dict[str, torch.device]:
+    if target is not None:
+        return dict.fromkeys(names, target)
+    real = (t.device for t in (*model.parameters(), *model.buffers()) if not t.is_meta)
+    default = next(real, torch.device("cpu"))
+    return {name: staging.device(name, default) for name in names}
 
 
-def _target(model: nn.Module, device: str | torch.device | None) -> str:
-    if device is not None:
-        return str(device)
-    return next((str(t.device) for t in (*model.parameters(), *model.buffers()) if not t.is_meta), "cpu")
-
-
-def _tensors(folder: Path, manifest: Manifest, device: str, progress: bool | None) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    state: dict[str, Tensor] = {}
-    for name, _ in track(manifest.shards, "load", enabled=progress):
-        try:
-            with safe_open(folder / name, framework="pt", device=device) as file:
-                for tensor in file.keys():  # noqa: SIM118 - not a dictionary
-                    state[tensor] = file.get_tensor(tensor)
-        except (SafetensorError, OSError) as error:
-            raise FormatError(f"{folder / name} cannot be read: {error}") from None
-    return state
+def _move_the_rest(model: nn.Module, device: torch.device) -> None:
+    """Moves buffers that no state dict holds."""
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers.get(name)
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = buffer.to(device)

@@ -9,23 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .._version import __version__
-from ..nn.slot import ARRANGEMENTS
-from ..scheme import Scheme
+from ..mapping import Entry
+from .errors import FormatError
+from .folder import is_plain, locate
+from .strict_json import parse_object
+from .views import VIEWS
 
-__all__ = ["FILE", "VERSION", "FormatError", "Manifest"]
+__all__ = ["FILE", "VERSION", "Manifest"]
 
 FILE = "quanto.json"
 FORMAT = "quanto"
 VERSION = 1
-MAX_BYTES = 64 * 2**20
-_DTYPES = ("float64", "float32", "float16", "bfloat16")
-
-
-class FormatError(ValueError):
-    """A saved folder is damaged, hostile or too new; the message names the file and what is wrong with it."""
+_MAX_BYTES = 64 * 2**20
+_KEYS = {"format", "version", "quanto_core", "modules", "shards", "tensors", "aliases", "views"}
 
 
 @dataclass(frozen=True)
@@ -36,17 +33,19 @@ class Manifest:
         modules: how each quantized module is quantized (see `quanto.quantization_map`).
         shards: file name and size in bytes of each safetensors file.
         tensors: index of the shard that holds each tensor.
-        aliases: names of tied tensors, each with the name under which the tensor is stored.
+        aliases: further names of tied tensors, each with the name under which the tensor is stored.
+        views: dtype of each tensor that is stored as another one (see `quanto.serialization.views`).
     """
 
     modules: dict[str, dict[str, Any]]
     shards: tuple[tuple[str, int], ...]
     tensors: dict[str, int]
     aliases: dict[str, str]
+    views: dict[str, str]
 
     def dump(self) -> str:
-        """The JSON text."""
-        data = {
+        """The JSON text: keys sorted, a line for each module, shard, tensor and alias."""
+        data: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "quanto_core": __version__,
@@ -54,8 +53,9 @@ class Manifest:
             "shards": [{"file": name, "bytes": size} for name, size in self.shards],
             "tensors": self.tensors,
             "aliases": self.aliases,
+            "views": self.views,
         }
-        return json.dumps(data, indent=1, sort_keys=True) + "\n"
+        return "{\n" + ",\n".join(f" {json.dumps(key)}: {_lines(data[key])}" for key in sorted(data)) + "\n}\n"
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -65,89 +65,70 @@ class Manifest:
             FormatError: if it is missing, damaged, hostile, or of a newer version.
         """
         path = folder / FILE
+        if not path.exists():
+            raise FormatError(f"{folder} holds no {FILE}: it is not a saved quanto model, or saving did not finish")
         try:
-            if path.stat().st_size > MAX_BYTES:
-                raise FormatError(f"{path} is larger than {MAX_BYTES} bytes")
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise FormatError(
-                f"{folder} holds no {FILE}: it is not a saved quanto model, or saving did not finish"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise FormatError(f"{path} cannot be read: {error}") from None
-        try:
-            data = json.loads(text, object_pairs_hook=_no_doubles, parse_constant=_no_constants)
-        except (ValueError, RecursionError) as error:
-            raise FormatError(f"{path} is not sound JSON: {error}") from None
-        return cls._parse(data, path)
+            with locate(folder, FILE).open("rb") as file:
+                text = file.read(_MAX_BYTES + 1)
+        except OSError as error:
+            raise FormatError(f"{path} cannot be read: {error.strerror or error}") from None
+        if len(text) > _MAX_BYTES:
+            raise FormatError(f"{path} is larger than {_MAX_BYTES} bytes")
+        return cls._check(parse_object(text, path, ""), path)
 
     @classmethod
-    def _parse(cls, data: Any, path: Path) -> Manifest:
+    def _check(cls, data: dict[str, Any], path: Path) -> Manifest:
         def need(condition: bool, what: str) -> None:
             if not condition:
                 raise FormatError(f"{path}: {what}")
 
-        need(isinstance(data, dict), "must be a JSON object")
-        need(data.get("format") == FORMAT, f"format must be {FORMAT!r}, got {data.get('format')!r}")
+        need(data.get("format") == FORMAT, f"format must be {FORMAT!r}, got {data.get('format')!r:.100}")
         version = data.get("version")
-        need(type(version) is int and version > 0, f"version must be a positive integer, got {version!r}")
+        if type(version) is not int or version < 1:
+            raise FormatError(f"{path}: version must be a positive integer, got {version!r:.100}")
         need(version <= VERSION, f"version {version} is newer than this quanto-core reads ({VERSION}): upgrade it")
-        for key, kind in (("modules", dict), ("shards", list), ("tensors", dict), ("aliases", dict)):
+        need(not set(data) - _KEYS, f"unknown keys {sorted(set(data) - _KEYS)!r:.200}")
+        need(isinstance(data.get("quanto_core"), str), "quanto_core must be a text")
+        for key, kind in (("modules", dict), ("shards", list), ("tensors", dict), ("aliases", dict), ("views", dict)):
             need(isinstance(data.get(key), kind), f"{key} must be a JSON {'object' if kind is dict else 'array'}")
-        shards: list[tuple[str, int]] = []
-        for entry in data["shards"]:
-            need(isinstance(entry, dict), "each of shards must be an object")
-            name, size = entry.get("file"), entry.get("bytes")
-            need(_is_plain(name), f"shard name {name!r} is not a plain file name ending in .safetensors")
-            need(type(size) is int and 8 <= size < 2**63, f"shard {name!r}: bytes must be a size, got {size!r}")
-            need(name not in [s for s, _ in shards], f"shard {name!r} is listed twice")
-            shards.append((name, size))
+        shards = _shards(data["shards"], need)
         for name, index in data["tensors"].items():
-            need(type(index) is int and 0 <= index < len(shards), f"tensor {name!r} is in no listed shard: {index!r}")
+            sound = type(index) is int and 0 <= index < len(shards)
+            need(sound, f"tensor {name!r:.200} is in no listed shard: {index!r:.50}")
         for name, target in data["aliases"].items():
-            need(name not in data["tensors"], f"{name!r} is both a tensor and an alias")
-            need(isinstance(target, str) and target in data["tensors"], f"alias {name!r} points to nothing: {target!r}")
+            need(name not in data["tensors"], f"{name!r:.200} is both a tensor and an alias")
+            sound = isinstance(target, str) and target in data["tensors"]
+            need(sound, f"alias {name!r:.200} points to nothing: {target!r:.200}")
+        for name, dtype in data["views"].items():
+            need(name in data["tensors"], f"view {name!r:.200} is of no tensor")
+            need(isinstance(dtype, str) and dtype in VIEWS, f"view {name!r:.200} is of an unknown dtype: {dtype!r:.50}")
         for name, entry in data["modules"].items():
             try:
-                _check_module(entry)
-            except (ValueError, TypeError) as error:
-                raise FormatError(f"{path}: module {name!r}: {error}") from None
-        return cls(data["modules"], tuple(shards), data["tensors"], data["aliases"])
+                need(Entry.parse(entry).parameters is not None, f"module {name!r:.200}: parameters are missing")
+            except ValueError as error:
+                if isinstance(error, FormatError):
+                    raise
+                raise FormatError(f"{path}: module {name!r:.200}: {error}") from None
+        return cls(data["modules"], tuple(shards.items()), data["tensors"], data["aliases"], data["views"])
 
 
-def _check_module(entry: Any) -> None:
-    if not isinstance(entry, dict) or set(entry) - {"scheme", "parameters", "dtype"}:
-        raise ValueError("must be an object of scheme, dtype and parameters")
-    if not isinstance(entry.get("scheme"), dict):
-        raise ValueError("scheme must be an object")
-    scheme = Scheme.from_dict(entry["scheme"])
-    for size in (scheme.group_size or 1, *(scheme.block or ())):
-        if size >= 2**31:
-            raise ValueError(f"a group of {size} is too large")
-    arrangements, dtypes = entry.get("parameters", {}), entry.get("dtype", {})
-    if not isinstance(arrangements, dict) or not isinstance(dtypes, dict):
-        raise ValueError("parameters and dtype must be objects")
-    if any(a not in ARRANGEMENTS for a in arrangements.values()):
-        raise ValueError(f"arrangements must be among {', '.join(ARRANGEMENTS)}")
-    if any(d not in _DTYPES or not isinstance(getattr(torch, d), torch.dtype) for d in dtypes.values()):
-        raise ValueError(f"dtype must be among {', '.join(_DTYPES)}")
+def _shards(entries: list[Any], need: Any) -> dict[str, int]:
+    shards: dict[str, int] = {}
+    for entry in entries:
+        need(isinstance(entry, dict) and set(entry) == {"file", "bytes"}, "each of shards must be {file, bytes}")
+        name, size = entry["file"], entry["bytes"]
+        need(is_plain(name), f"shard name {name!r:.200} is not a plain file name ending in .safetensors")
+        need(type(size) is int and 8 < size < 2**63, f"shard {name!r}: bytes must be a size, got {size!r:.50}")
+        need(name not in shards, f"shard {name!r} is listed twice")
+        shards[name] = size
+    return shards
 
 
-def _is_plain(name: Any) -> bool:
-    """A name that stays in its folder on every system."""
-    if not isinstance(name, str) or not name.endswith(".safetensors") or not name.isprintable() or len(name) > 200:
-        return False
-    return not name.startswith((".", "~")) and not any(c in name for c in "/\\:\0")
-
-
-def _no_doubles(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{key!r} appears twice")
-        found[key] = value
-    return found
-
-
-def _no_constants(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _lines(value: Any) -> str:
+    """A value of the outermost object: its entries each on a line."""
+    if not isinstance(value, (Mapping, list)) or not value:
+        return json.dumps(value)
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(f"  {json.dumps(v, sort_keys=True)}" for v in value) + "\n ]"
+    lines = (f"  {json.dumps(k)}: {json.dumps(value[k], sort_keys=True)}" for k in sorted(value))
+    return "{\n" + ",\n".join(lines) + "\n }"
