@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from .kernels import Choice, Request, kernels
+from .kernels import Choice, kernels
 from .nn.base import QModule
 
 __all__ = ["Explanation", "LayerReport", "explain"]
@@ -94,8 +94,7 @@ def _layer(name: str, module: nn.Module, dtype: torch.dtype | None) -> LayerRepo
     if not module.frozen:
         note = "trainable: weights are rounded on the fly in float; quanto.freeze(model) turns them into codes"
         return LayerReport(name, kind, str(slot.scheme), "fake quantization", "canonical", size, note=note)
-    device = module._parameters[f"{first}_packed"].device.type  # type: ignore[union-attr]
-    choice = kernels.choose(_request(module, slot.key, device, dtype or slot.dtype))
+    choice = kernels.choose(module.request(first, dtype))
     return LayerReport(name, kind, _describe(module), choice.spec.name, slot.layout, size, _refused(choice))
 
 
@@ -104,17 +103,6 @@ def _describe(module: QModule) -> str:
     if scheme.activations is None or scheme.dynamic is False:
         return str(scheme)
     return str(scheme).replace("dynamic", "static") if module.input_scale is not None else str(scheme)
-
-
-def _request(module: QModule, key: str, device: str, dtype: torch.dtype) -> Request:
-    op, activations = "dequantize", ""
-    kind = type(module)
-    if issubclass(kind, nn.Linear):
-        activations = module.scheme.activations or ""
-        op = "scaled_linear" if activations else "linear"
-    elif issubclass(kind, (nn.Embedding, nn.EmbeddingBag)):
-        op = "embedding"
-    return Request.parse(op, key, device, dtype, activations)
 
 
 def _refused(choice: Choice) -> tuple[tuple[str, str], ...]:

@@ -34,6 +34,8 @@ class QModule(nn.Module):
 
     #: parameter name -> arrangement (see `Slot`)
     quantized_parameters: ClassVar[dict[str, str]] = {"weight": "rows"}
+    #: the operator of `quanto.ops` that the forward pass gives its weights to
+    operator: ClassVar[str] = "dequantize"
     #: whether the forward pass quantizes its input, and may hand over a quantized output
     quantizes_input: ClassVar[bool] = False
     quantizes_output: ClassVar[bool] = False
@@ -86,6 +88,7 @@ class QModule(nn.Module):
         slot, w = self._slots[name], self.operand(name)
         codes, scale, zero, shared = w[:4]
         if slot.layout != CANONICAL:
+            ops.refuse_export(slot.layout)
             unpack = kernels.layouts[slot.layout].unpack
             codes, scale, zero, shared = unpack(w[:4], w.qtype, w.block_size, w.size)
         rows = QTensor(
@@ -100,11 +103,12 @@ class QModule(nn.Module):
             return slot.to_float(ops.dequantize(self.operand(name), dtype or slot.dtype))
         return act.fake_quantize_weight(getattr(self, name), slot)
 
-    def freeze(self, shared: dict[int, list[Tensor | None]] | None = None) -> None:
+    def freeze(self, shared: dict[tuple[int, str], list[Tensor | None]] | None = None) -> None:
         """Turns the float weights into codes.
 
         Args:
-            shared: codes already made, by identity of the float parameter, so that tied weights stay tied.
+            shared: codes already made, by identity of the float parameter and arrangement, so that tied weights stay
+                tied.
         """
         for name, slot in self._slots.items():
             if f"{name}_packed" in self._parameters:
@@ -115,13 +119,14 @@ class QModule(nn.Module):
                 bake_parametrization(self, name)
             parameter = getattr(self, name)
             slot.shape, slot.dtype = tuple(parameter.shape), parameter.dtype
-            made = shared.get(id(parameter)) if shared is not None else None
+            key = id(parameter), slot.arrangement
+            made = shared.get(key) if shared is not None else None
             if made is None:
                 q = quantize_tensor(slot.rows(parameter.detach()), slot.scheme)
                 made = [q.codes, q.scale, q.zero_point, q.global_scale]
                 made = [None if t is None else nn.Parameter(t, requires_grad=False) for t in made]
                 if shared is not None:
-                    shared[id(parameter)] = made
+                    shared[key] = made
             self._adopt(name, made)
             guard_orphan(parameter)
 
@@ -148,6 +153,15 @@ class QModule(nn.Module):
         assert slot.scheme.weights is not None
         slot.key = make_key(slot.scheme.weights, slot.block_size, slot.rows_shape(), scale, zero, slot.layout)
 
+    def request(self, name: str = "weight", dtype: torch.dtype | None = None) -> Request:
+        """What the forward pass asks of a kernel for a frozen weight, with activations of `dtype` (default: its own)."""
+        slot, op = self._slots[name], self.operator
+        activations = (slot.scheme.activations or "") if op == "linear" else ""
+        device = self._parameters[f"{name}_packed"].device.type  # type: ignore[union-attr]
+        return Request.parse(
+            "scaled_linear" if activations else op, slot.key, device, dtype or slot.dtype, activations
+        )
+
     def arrange(self, layout: str | None = None) -> None:
         """Arranges frozen weights for the fastest kernel of their device, or as named (`"canonical"` undoes it)."""
         for name, slot in self._slots.items():
@@ -156,10 +170,9 @@ class QModule(nn.Module):
             w = self.operand(name)
             wanted = layout
             if wanted is None:
-                if w.codes.is_meta or len(slot.shape) != 2 or slot.scheme.activations is not None:
+                if w.codes.is_meta or self.operator == "dequantize":
                     continue
-                request = Request.parse("linear", slot.key, w.codes.device.type, slot.dtype)
-                wanted = kernels.choose(request, any_layout=True).spec.layout
+                wanted = kernels.choose(self.request(name), any_layout=True).spec.layout
             if wanted == slot.layout:
                 continue
             tensors = w[:4]

@@ -16,6 +16,8 @@ __all__ = ["QEmbedding", "QEmbeddingBag"]
 class QEmbedding(QModule, nn.Embedding):  # type: ignore[misc]
     """`nn.Embedding` with a quantized table `[rows, features]`; gives the dtype the float table had."""
 
+    operator = "embedding"
+
     def forward(self, input: Tensor) -> Tensor:
         """Indices of any shape to `[*shape, features]`."""
         if self.frozen:
@@ -25,6 +27,8 @@ class QEmbedding(QModule, nn.Embedding):  # type: ignore[misc]
 
 class QEmbeddingBag(QModule, nn.EmbeddingBag):
     """`nn.EmbeddingBag` with a quantized table: only the rows looked up are decoded."""
+
+    operator = "embedding"
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         """As the float module's."""

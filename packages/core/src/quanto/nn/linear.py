@@ -23,6 +23,7 @@ _any_autocast = torch._C._is_any_autocast_enabled  # 0.05 us, where asking for o
 class QLinear(QModule, nn.Linear):
     """`nn.Linear` with a quantized weight `[out, in]`, and quantized inputs if the scheme says so."""
 
+    operator = "linear"
     quantizes_input = True
     quantizes_output = True
 
