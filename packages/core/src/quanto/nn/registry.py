@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class ModuleRegistry:
 
     def __init__(self) -> None:
         self.twins: dict[type[nn.Module], Twin] = {}
+        self.named: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def register(self, float_class: type[nn.Module], quantized: type[QModule], **options: Any) -> None:
         """Adds a twin; options are the fields of `Twin`.
@@ -53,13 +55,36 @@ class ModuleRegistry:
             )
         self.twins[float_class] = Twin(quantized, **options)
 
+    def register_by_name(self, float_class: str, quantized: str, **options: Any) -> None:
+        """Adds a twin of a class of another library without importing that: both are names until a model has one.
+
+        Args:
+            float_class: `"library.module.Class"`, by the module that defines it.
+            quantized: `"package.module:Class"`, imported when the first such module is met.
+            **options: the fields of `Twin`.
+
+        Raises:
+            ValueError: if the class has a twin already.
+        """
+        if float_class in self.named:
+            raise ValueError(f"{float_class} has the twin {self.named[float_class][0]} already")
+        self.named[float_class] = (quantized, options)
+
+    def _has_twin(self, float_class: type) -> bool:
+        if float_class not in self.twins and self.named:
+            found = self.named.get(f"{float_class.__module__}.{float_class.__qualname__}")
+            if found is not None:
+                module, _, name = found[0].partition(":")
+                self.register(float_class, getattr(importlib.import_module(module), name), **found[1])
+        return float_class in self.twins
+
     def find(self, module: nn.Module) -> tuple[Twin | None, str]:
         """The twin of a module, or None and the reason."""
         from ..plugins.manager import plugins
 
         plugins.load()
         cls = type(module)
-        base = next((c for c in cls.__mro__ if c in self.twins), None)
+        base = next((c for c in cls.__mro__ if self._has_twin(c)), None)
         if base is None:
             return None, f"{cls.__name__} has no quantized twin"
         twin = self.twins[base]
