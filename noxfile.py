@@ -193,10 +193,11 @@ def package_session(name: str, folder: Path) -> None:
 
     def package(session: nox.Session) -> None:
         borrow_dev(session)
-        install(session, "--editable", str(CORE), "--editable", str(folder))
+        extra = "[test]" if "\ntest = [" in (folder / "pyproject.toml").read_text(encoding="utf-8") else ""
+        install(session, "--editable", str(CORE), "--editable", f"{folder}{extra}")
         session.run("python", "-m", "pytest", str(folder / "tests"), *PARALLEL, *session.posargs, env=QUIET)
 
-    package.__doc__ = f"The tests of {folder.relative_to(ROOT).as_posix()}, with core and what it requires itself."
+    package.__doc__ = f"The tests of {folder.relative_to(ROOT).as_posix()}, with core and what it and they require."
     nox.session(package, name=name, requires=["dev"])
 
 

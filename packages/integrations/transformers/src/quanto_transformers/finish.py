@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""After loading: nothing half-loaded leaves `from_pretrained`, and weights are arranged for their kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import quanto
+from quanto.model import arrange
+from quanto.nn import QModule
+from quanto.nn.checkpoint import check_parts
+from quanto.nn.slot import PARTS
+
+from . import skeleton
+from .adapter import is_sharded
+from .files import where_is
+from .layers import describe
+from .quantize_op import quantize_weight
+
+if TYPE_CHECKING:
+    from .quantizer import QuantoHfQuantizer
+
+__all__ = ["dequantize", "finish", "missing"]
+
+
+def finish(model: Any, quantizer: QuantoHfQuantizer) -> None:
+    """Checks every quantized module, and completes the model and its config.
+
+    Raises:
+        ValueError: naming file and tensor, if a part of a quantized weight is missing or does not fit.
+    """
+    stand_ins = quantizer.stand_ins
+    assert stand_ins is not None
+    stand_ins.resume(quantize_weight)
+    stand_ins.remove()
+    quantizer.stand_ins = None
+    skeleton.share_tied(model, float_names=False)
+    for name, module in quantizer.quantized:
+        for leaf in module._slots:
+            if f"{leaf}_packed" in module._parameters:
+                _check(module, f"{name}.{leaf}" if name else leaf, leaf, quantizer.checkpoint_files)
+    if quantizer.pre_quantized and quantizer.quantization_config.dequantize:
+        dequantize(model, None)
+        return
+    if not any(is_sharded(p) for p in model.parameters()) and not _is_offloaded(model):
+        arrange(model)
+    quantizer.quantization_config.modules = [layers.to_dict() for layers in describe(model)]
+
+
+def _is_offloaded(model: Any) -> bool:
+    return "disk" in set((getattr(model, "hf_device_map", None) or {}).values())
+
+
+def _check(module: QModule, full: str, leaf: str, files: list[str]) -> None:
+    """Whether the parts of a frozen weight are those of its scheme; they need no gradient."""
+    held = {part: p for part in PARTS if (p := module._parameters.get(f"{leaf}_{part}")) is not None}
+    for parameter in held.values():
+        parameter.requires_grad_(False)
+    try:
+        check_parts(module._slots[leaf], held)
+    except ValueError as error:
+        raise ValueError(f"{where_is([f'{full}_{part}' for part in held], files)}: {full}: {error}") from None
+    module._rekey(leaf)
+
+
+def missing(names: set[str], model: Any, quantizer: QuantoHfQuantizer) -> None:
+    """What becomes of tensors that the checkpoint lacks.
+
+    Float weights of a float checkpoint, such as a head that was not trained yet, get the values a float model would
+    have been given.
+
+    Raises:
+        ValueError: naming the tensors and the folder, if a part of a saved quantized weight is missing.
+    """
+    stand_ins = quantizer.stand_ins
+    assert stand_ins is not None
+    if not quantizer.pre_quantized:
+        stand_ins.release(name for name in list(stand_ins.waiting) if name in names)
+        return
+    known = {
+        f"{name}.{tensor}"
+        for name, module in quantizer.quantized
+        for tensor in (
+            *(f"{leaf}_{part}" for leaf in module._slots for part in PARTS),
+            *(n for n, b in module._buffers.items() if b is not None),
+        )
+    }
+    lacking = sorted(names & known)
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        folder = where_is([], quantizer.checkpoint_files)
+        raise ValueError(f"{folder} lacks {', '.join(map(repr, lacking[:3]))}{more}: parts of quantized weights")
+
+
+def dequantize(model: Any, dtype: torch.dtype | str | None) -> Any:
+    """Turns quantized modules back into float ones of `dtype`, or of the model's; tied weights stay tied."""
+    quanto.dequantize(model)
+    skeleton.untie_names(model)
+    if isinstance(dtype, str):  # a config that was saved holds its dtype as text
+        dtype = getattr(torch, dtype)
+    return model if dtype is None else model.to(dtype)

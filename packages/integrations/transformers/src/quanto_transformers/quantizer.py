@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`QuantoHfQuantizer`: what transformers asks while it loads, saves and trains a quantized model.
+
+The order of the calls, and what each is given, is written in the docstrings, because transformers writes it nowhere.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from transformers.quantizers.base import HfQuantizer
+
+from quanto.nn import QModule
+from quanto.nn.slot import PARTS
+
+from . import skeleton
+from .adapter import watch_missing
+from .config import QuantoConfig
+from .files import check_files
+from .finish import dequantize, finish, missing
+from .layers import parse_layers
+from .selection import select
+from .standins import StandIns
+
+__all__ = ["QuantoHfQuantizer"]
+
+_SUFFIXES = tuple(f"_{part}" for part in PARTS)
+
+
+class QuantoHfQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Loads, saves and trains models with quanto.
+
+    Args:
+        quantization_config: a `QuantoConfig`, or transformers' own.
+        **kwargs: `pre_quantized`, whether the checkpoint says that it is quantized.
+    """
+
+    requires_calibration = False
+    required_packages = ("accelerate",)
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(QuantoConfig.of(quantization_config), **kwargs)
+        self.stand_ins: StandIns | None = None
+        self.quantized: list[tuple[str, QModule]] = []
+        self.checkpoint_files: list[str] = []
+
+    # -- before loading, in this order ---------------------------------------------------------------------------------
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """First of all, and again with the final device map."""
+        for name in self.required_packages:
+            if importlib.util.find_spec(name) is None:
+                raise ImportError(f"loading a model with quanto needs {name}: pip install {name}")
+        if self.quantization_config.dequantize and not self.pre_quantized:
+            raise ValueError("QuantoConfig(dequantize=True) is for models that were saved quantized; this one is float")
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Any floating dtype will do; `dtype` is that of activations and of what stays floating."""
+        return dtype
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        """The model is on the meta device, untied; `checkpoint_files` are those about to be read."""
+        self.checkpoint_files = check_files(kwargs.get("checkpoint_files"))
+        config = self.quantization_config
+        if self.pre_quantized and config.modules is not None:
+            made = skeleton.rebuild(model, parse_layers(config.modules))
+        else:
+            made = skeleton.build(select(model, config), trainable=config.qat)
+        self.quantized = made
+        skeleton.share_tied(model, float_names=not self.pre_quantized)
+        self.stand_ins = StandIns(made, in_state_dict=not self.pre_quantized)
+        watch_missing(model, lambda names: missing(names, model, self))
+
+    # -- while loading -------------------------------------------------------------------------------------------------
+
+    def param_element_size(self, model: Any, param_name: str, param: torch.Tensor) -> float:
+        """Bytes per element; of a stand-in, what its codes and scales will take."""
+        if self.stand_ins is not None and param_name in self.stand_ins:
+            return self.stand_ins.size(param_name) / max(param.numel(), 1)
+        return float(param.element_size())
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        """Whether a float tensor of the checkpoint is for a frozen module.
+
+        Of a saved model the answer only matters where shapes differ: yes leaves the complaint to `finish`, which says
+        what the scheme needs.
+        """
+        if self.pre_quantized:
+            return param_name.endswith(_SUFFIXES)
+        return self.stand_ins is not None and param_name in self.stand_ins
+
+    def get_quantize_ops(self) -> Any:
+        """An operation for each tensor of which `param_needs_quantization` said so."""
+        from .quantize_op import QuantizeOnLoad
+
+        assert self.stand_ins is not None
+        return QuantizeOnLoad(self.stand_ins)
+
+    # -- after loading -------------------------------------------------------------------------------------------------
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        """The model is tied, on its devices, and in evaluation mode."""
+        finish(model, self)
+        return model
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        """`model.dequantize()`: float weights that carry the quantization error."""
+        return dequantize(model, dtype)
+
+    # -- what a quantized model can do ---------------------------------------------------------------------------------
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters may be trained on it."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Whether its own weights are trainable."""
+        return bool(self.quantization_config.qat)
+
+    @property
+    def is_compileable(self) -> bool:
+        return True

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which names a pattern matches."""
+
+from __future__ import annotations
+
+import pytest
+
+from quanto_transformers.rules import Pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("lm_head", "lm_head", True),
+        ("lm_head", "model.lm_head", True),
+        ("lm_head", "lm_head_2", False),
+        ("layers.1", "model.layers.1.mlp.up_proj", True),
+        ("layers.1", "model.layers.11.mlp.up_proj", False),
+        ("proj", "model.q_proj", False),
+        ("q_proj", "model.q_proj", True),
+        ("*.layers.[01].*", "model.layers.1.mlp", True),
+        ("*.layers.[01].*", "model.layers.11.mlp", False),
+        ("*gate", "mlp.gate", True),
+        ("*gate", "mlp.gate_proj", False),
+        ("re:.*gate", "mlp.gate", True),
+        ("re:.*gate", "mlp.gate_proj", False),
+        ("re:a|b", "b", True),
+        ("a.b", "aXb", False),
+    ],
+)
+def test_matches(text: str, name: str, expected: bool) -> None:
+    assert Pattern(text).matches(name) is expected
