@@ -16,7 +16,6 @@ precision wrappers, which cast every floating tensor, cannot touch them. Four-bi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -92,7 +91,7 @@ class QType:
         """Largest integer value (integers only)."""
         return (1 << (self.bits - 1)) - 1
 
-    @cached_property
+    @property
     def amax(self) -> float:
         """The magnitude that a symmetric scale maps the largest input to.
 
@@ -217,4 +216,5 @@ def get_qtype(name: str | QType) -> QType:
 
     if plugins.load():  # a plugin may bring it; only now is it worth looking
         return get_qtype(name)
-    raise ValueError(f"unknown qtype {name!r}; known: {', '.join(sorted(qtypes))}")
+    known = ", ".join(sorted(qtypes))
+    raise ValueError(f"unknown qtype {name!r}; known: {known}; others come with plugins, which `quanto info` lists")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .hookspecs import hookimpl
 
@@ -38,3 +38,11 @@ def register_modules(registry: ModuleRegistry) -> None:
     from ..nn import twins
 
     twins.register(registry)
+
+
+@hookimpl
+def register_commands(app: Any) -> None:
+    """The subcommands of `quanto`."""
+    from ..cli import commands
+
+    commands.register(app)

@@ -64,4 +64,7 @@ def register_formats(register: Callable[[str, Any], None]) -> None:
 
 @hookspec
 def register_commands(app: Any) -> None:
-    """Adds subcommands to the command line: `app` is the `typer.Typer` of `quanto`."""
+    """Adds subcommands to the command line: `app` is the `typer.Typer` of `quanto`, with `app.command()` and so on.
+
+    A name that core or an earlier plugin has is an error, and then none of this plugin's commands is added.
+    """

@@ -11,7 +11,7 @@ import os
 import threading
 import traceback
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
@@ -33,7 +33,7 @@ class PluginRecord:
         name: entry-point name.
         distribution: name and version of the package, such as `"quanto-backend-cpu 0.1.0"`.
         status: `"loaded"`, `"blocked"` or `"failed"`.
-        reason: a sentence, where it was not loaded.
+        reason: a sentence, where it was not loaded or its commands are missing.
         detail: the traceback of a failure.
     """
 
@@ -51,22 +51,25 @@ class PluginManager:
         self.pm = pluggy.PluginManager("quanto")
         self.pm.add_hookspecs(hookspecs)
         self.records: list[PluginRecord] = []
-        self._loaded = False
+        self._loading = self._loaded = False
         self._lock = threading.RLock()
 
     def load(self) -> bool:
         """Loads the built-ins and every entry point, once; returns whether this call did it."""
         if self._loaded:
             return False
-        with self._lock:
-            if self._loaded:  # another thread did it meanwhile
-                return False  # type: ignore[unreachable]
-            self._loaded = True  # first: registering may ask questions that end up here again
+        with self._lock:  # others wait, or they would choose among half of the kernels
+            if self._loading:  # another thread was first; or registering asks what ends up here again
+                return False
+            self._loading = True
             from . import builtin
 
-            self._register(builtin, "quanto-core")
-            for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
-                self._load(entry)
+            try:
+                self._register(builtin, "quanto-core")
+                for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+                    self._load(entry)
+            finally:
+                self._loaded = True
             return True
 
     def _load(self, entry: EntryPoint) -> None:
@@ -77,8 +80,8 @@ class PluginManager:
         try:
             module = entry.load()
             _check_version(module)
-            self._register(module, dist.split(" ")[0])
-        except Exception as error:
+            self._register(module, dist.split(" ")[0], entry.name)
+        except (Exception, SystemExit) as error:  # scripts that end when they are imported
             reason = f"{type(error).__name__}: {error}"
             self.records.append(PluginRecord(entry.name, dist, "failed", reason, traceback.format_exc()))
             warnings.warn(
@@ -90,19 +93,26 @@ class PluginManager:
         else:
             self.records.append(PluginRecord(entry.name, dist, "loaded"))
 
-    def _register(self, module: ModuleType | object, origin: str) -> None:
-        """Calls the hooks of one plugin; on any error nothing of it remains."""
+    def _register(self, module: ModuleType | object, origin: str, name: str | None = None) -> None:
+        """Calls the hooks of one plugin; on any error nothing of it remains.
+
+        Args:
+            module: the plugin.
+            origin: its distribution.
+            name: of its entry point, where a distribution may bring several.
+        """
         from ..kernels import kernels
         from ..nn.registry import modules
         from ..qtypes import qtypes, register_qtype
         from ..quantizers import quantizers, register_quantizer
         from ..serialization.formats import formats, register_format
 
-        tables: list[dict[Any, Any]] = [qtypes, quantizers, modules.twins, formats]
+        tables: list[dict[Any, Any]] = [qtypes, quantizers, modules.twins, modules.named, formats]
         saved = [dict(t) for t in tables]
         try:
             with kernels.transaction(origin):
-                self.pm.register(module, name=origin)
+                self.pm.register(module, name=name or origin)
+                self.pm.check_pending()  # a misspelt hook would otherwise never be called
                 for hook, argument in (
                     (self.pm.hook.register_qtypes, {"register": register_qtype}),
                     (self.pm.hook.register_quantizers, {"register": register_quantizer}),
@@ -114,7 +124,7 @@ class PluginManager:
                         if implementation.plugin is module:
                             implementation.function(*(argument[name] for name in implementation.argnames))
         except BaseException:
-            if self.pm.is_registered(module):
+            if self.pm.get_plugin(name or origin) is module:
                 self.pm.unregister(module)
             for table, before in zip(tables, saved, strict=True):
                 table.clear()
@@ -122,15 +132,32 @@ class PluginManager:
             raise
 
     def register_commands(self, app: Any) -> None:
-        """Lets every plugin add subcommands; one that fails is reported and left out."""
+        """Lets core and then every plugin add subcommands; one that fails is reported, and left out whole.
+
+        Args:
+            app: the `quanto.cli.app.App`; its `transaction(name)` refuses names that are taken.
+        """
+        from . import builtin
+
         self.load()
-        for implementation in self.pm.hook.register_commands.get_hookimpls():
+        hooks = self.pm.hook.register_commands.get_hookimpls()
+        for implementation in sorted(hooks, key=lambda hook: hook.plugin is not builtin):
+            name = implementation.plugin_name
             try:
-                implementation.function(app=app)
+                with app.transaction(name):
+                    implementation.function(*(app for _ in implementation.argnames))
             except Exception as error:
-                warnings.warn(
-                    f"quanto: commands of {implementation.plugin_name}: {error}", RuntimeWarning, stacklevel=2
-                )
+                if implementation.plugin is builtin:
+                    raise
+                reason = f"its commands were left out: {type(error).__name__}: {error}"
+                self._note(name, reason, traceback.format_exc())
+                warnings.warn(f"quanto: the plugin {name!r}: {reason}", RuntimeWarning, stacklevel=2)
+
+    def _note(self, name: str, reason: str, detail: str) -> None:
+        """Writes into the record of a loaded plugin what of it is missing."""
+        for index, record in enumerate(self.records):
+            if record.name == name and record.status == "loaded":
+                self.records[index] = replace(record, reason=reason, detail=detail)
 
 
 def _allowed(name: str) -> bool:
