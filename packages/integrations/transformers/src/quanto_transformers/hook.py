@@ -42,7 +42,11 @@ class Host:
     function: str
 
 
-HOSTS = (Host("transformers.quantizers.auto", "quanto_transformers.quantizer", "register"),)
+HOSTS = (
+    Host("transformers.quantizers.auto", "quanto_transformers.quantizer", "register"),
+    # imported after it: for a program that imports the above before torch, which it imports when it is half done
+    Host("transformers.modeling_utils", "quanto_transformers.quantizer", "register"),
+)
 _WAITED_FOR = {name for host in HOSTS for name in (host.name, host.ours)}
 
 
