@@ -197,7 +197,8 @@ def _call_linear(x: Tensor, w: Weight, bias: Tensor | None) -> Tensor:
     return call(x, codes, scale, zero_point, global_scale, bias, qtype, block_size)
 
 
-def _call_input_grad(grad: Tensor, w: Weight) -> Tensor:
+def linear_input_grad(grad: Tensor, w: Weight) -> Tensor:
+    """`grad @ weight`, `[…, in]`: the gradient of `linear` with respect to its input."""
     call = _calls[_kernel("linear_input_grad", w.key, grad.device.type, grad.dtype)]
     args = (w.codes, w.scale, w.zero_point, w.global_scale, w.qtype, w.block_size, w.size)
     return call(grad.contiguous(), *args)
@@ -291,7 +292,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         w = Weight(*ctx.saved_tensors, *ctx.constants)
-        grad_x = _call_input_grad(grad, w) if ctx.needs_input_grad[0] else None
+        grad_x = linear_input_grad(grad, w) if ctx.needs_input_grad[0] else None
         grad_bias = None
         if ctx.bias is not None and ctx.needs_input_grad[1]:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0).to(ctx.bias)
@@ -306,7 +307,25 @@ def embedding(indices: Tensor, w: Weight, dtype: torch.dtype) -> Tensor:
 
 
 def grouped_linear(x: Tensor, w: Weight, bias: Tensor | None, offsets: Tensor) -> Tensor:
-    """Linear layers of many experts in one call; see `quanto.reference.grouped_linear`."""
+    """Linear layers of many experts in one call; see `quanto.reference.grouped_linear`.
+
+    Returns:
+        `[T, out]` in x's dtype; differentiable with respect to x and bias.
+
+    Raises:
+        RuntimeError: if the last dimension of x is not the weight's.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        from .grouped import GroupedLinear
+
+        return GroupedLinear.apply(x, bias, offsets, *w)  # type: ignore[no-untyped-call]
+    return call_grouped_linear(x, w, bias, offsets)
+
+
+def call_grouped_linear(x: Tensor, w: Weight, bias: Tensor | None, offsets: Tensor) -> Tensor:
+    """The `grouped_linear` operator by the best kernel; no gradient."""
+    if x.shape[-1] != w.size:
+        raise RuntimeError(f"grouped_linear: x has {x.shape[-1]} features, the weight takes {w.size}")
     call = _calls[_kernel("grouped_linear", w.key, x.device.type, x.dtype)]
     weight = (w.codes, w.scale, w.zero_point, w.global_scale)
     return call(x, *weight, bias, offsets, w.qtype, w.block_size)
