@@ -46,7 +46,9 @@ def test_can_be_turned_off_and_on_again(off: dict[str, str]) -> None:
 
 
 def test_costs_nothing_until_it_is_needed() -> None:
-    code = "import quanto_transformers, sys; print([m for m in ('torch', 'transformers', 'quanto') if m in sys.modules])"
+    code = (
+        "import quanto_transformers, sys; print([m for m in ('torch', 'transformers', 'quanto') if m in sys.modules])"
+    )
     assert python(code, TORCH_DEVICE_BACKEND_AUTOLOAD="0") == "[]"
     assert python("import torch, sys; print('transformers' in sys.modules)") == "False"
     code = "import quanto, sys; quanto.nn.modules.find(quanto.nn.QLinear(1, 1)); print('transformers' in sys.modules)"

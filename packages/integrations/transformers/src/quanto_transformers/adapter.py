@@ -4,16 +4,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["float_like_codes", "is_sharded", "watch_missing"]
+__all__ = ["copy_converter", "float_like_codes", "is_sharded", "splits_keep_dimensions", "watch_missing"]
 
 
 def is_sharded(tensor: Any) -> bool:
     """Whether a tensor is a DTensor."""
     return hasattr(tensor, "_local_tensor")
+
+
+def copy_converter(converter: Any, sources: list[str], targets: list[str]) -> Any:
+    """A `WeightConverter` that does the same under other names; it has a method for that since 5.21."""
+    if hasattr(converter, "copy"):
+        return converter.copy(sources, targets, operations=list(converter.operations))
+    made = type(converter)(source_patterns=sources, target_patterns=targets, operations=list(converter.operations))
+    made.scope_prefix, made.base_model_prefix = converter.scope_prefix, converter.base_model_prefix
+    return made
+
+
+@cache
+def splits_keep_dimensions() -> bool:
+    """Whether splitting `[experts, out, 1]` gives `[out, 1]`; up to 5.21 it gave `[out]`."""
+    from transformers.core_model_loading import SplitModulelist
+
+    split = SplitModulelist(0).convert({"a": torch.zeros(2, 3, 1)}, ["a"], ["a.*"])
+    return all(t.shape == (3, 1) for t in split.values())
 
 
 def watch_missing(model: Any, tell: Callable[[set[str]], None]) -> None:

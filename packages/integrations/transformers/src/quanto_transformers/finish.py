@@ -13,7 +13,7 @@ from quanto.nn import QModule
 from quanto.nn.checkpoint import check_parts
 from quanto.nn.slot import PARTS
 
-from . import skeleton
+from . import conversions, skeleton
 from .adapter import is_sharded
 from .files import where_is
 from .layers import describe
@@ -46,6 +46,9 @@ def finish(model: Any, quantizer: QuantoHfQuantizer) -> None:
         return
     if not any(is_sharded(p) for p in model.parameters()) and not _is_offloaded(model):
         arrange(model)
+    model._weight_conversions = conversions.for_saving(
+        getattr(model, "_weight_conversions", None) or [], model, quantizer.quantized
+    )
     quantizer.quantization_config.modules = [layers.to_dict() for layers in describe(model)]
 
 
@@ -98,6 +101,7 @@ def dequantize(model: Any, dtype: torch.dtype | str | None) -> Any:
     """Turns quantized modules back into float ones of `dtype`, or of the model's; tied weights stay tied."""
     quanto.dequantize(model)
     skeleton.untie_names(model)
+    model.__dict__.pop("_weight_conversions", None)  # those of codes; transformers finds those of floats by itself
     if isinstance(dtype, str):  # a config that was saved holds its dtype as text
         dtype = getattr(torch, dtype)
     return model if dtype is None else model.to(dtype)

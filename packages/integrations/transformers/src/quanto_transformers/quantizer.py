@@ -15,7 +15,7 @@ from transformers.quantizers.base import HfQuantizer
 from quanto.nn import QModule
 from quanto.nn.slot import PARTS
 
-from . import skeleton
+from . import conversions, skeleton
 from .adapter import watch_missing
 from .config import QuantoConfig
 from .files import check_files
@@ -72,6 +72,12 @@ class QuantoHfQuantizer(HfQuantizer):  # type: ignore[misc]
         skeleton.share_tied(model, float_names=not self.pre_quantized)
         self.stand_ins = StandIns(made, in_state_dict=not self.pre_quantized)
         watch_missing(model, lambda names: missing(names, model, self))
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
+        """The model's converters of checkpoint names; transformers before 5.20 doesn't pass the model."""
+        if not self.pre_quantized:
+            return weight_conversions
+        return conversions.for_loading(weight_conversions, self.quantized)
 
     # -- while loading -------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from quanto.nn import QModule
 from quanto.nn.registry import convert, modules
 from quanto.nn.slot import PARTS
 
-from .experts import arrangements
+from .experts import arrangements, runs_grouped
 from .layers import Layers, by_name
 from .moe import QExperts
 from .selection import Choice
@@ -38,7 +38,7 @@ def build(choices: Iterable[Choice], trainable: bool) -> list[tuple[str, QModule
 
 
 def _convert(name: str, module: Any, scheme: Any, parameters: Mapping[str, str] | None, trainable: bool) -> QModule:
-    if parameters is not None and arrangements(module) is not None:
+    if parameters is not None and arrangements(module) is not None and runs_grouped(module):
         convert(module, QExperts).init_quantized(scheme, dict(parameters))
     else:
         quantize_module(name, module, scheme, None if parameters is None else dict(parameters))
