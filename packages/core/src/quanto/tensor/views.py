@@ -190,14 +190,13 @@ def _cat_scales(parts: list[QTensor], dim: int) -> tuple[Tensor, Tensor | None, 
         return None
     whole = not blocks or all(p.block_size[dim] >= p.shape[dim] > 1 for p in parts)
     zeros = [p.zero_point for p in parts]
-    if whole:  # one scale over all of the dimension: only equal scales keep it so
-        if any(not same(p.scale, first.scale) for p in parts[1:]):
+    if whole:  # one scale over all of the dimension: equal ones keep it so, others become one of several groups
+        if _same_scales(parts):
+            if blocks:
+                blocks[dim] = sum(p.shape[dim] for p in parts)
+            return first.scale, first.zero_point, tuple(blocks)
+        if not blocks:
             return None
-        if first.zero_point is not None and any(not torch.equal(z, zeros[0]) for z in zeros[1:]):  # type: ignore[arg-type]
-            return None
-        if blocks:
-            blocks[dim] = sum(p.shape[dim] for p in parts)
-        return first.scale, first.zero_point, tuple(blocks)
     size = max(p.block_size[dim] for p in parts)
     if any(p.shape[dim] % size for p in parts[:-1]) or parts[-1].block_size[dim] not in (size, parts[-1].shape[dim]):
         return None
@@ -206,3 +205,11 @@ def _cat_scales(parts: list[QTensor], dim: int) -> tuple[Tensor, Tensor | None, 
     blocks[dim] = size
     zero = None if first.zero_point is None else torch.cat([z for z in zeros if z is not None], dim)
     return torch.cat([p.scale for p in parts], dim), zero, tuple(blocks)
+
+
+def _same_scales(parts: list[QTensor]) -> bool:
+    first = parts[0]
+    zeros = [p.zero_point for p in parts]
+    if any(not same(p.scale, first.scale) for p in parts[1:]):
+        return False
+    return first.zero_point is None or all(torch.equal(z, first.zero_point) for z in zeros[1:])  # type: ignore[arg-type]
