@@ -7,7 +7,7 @@ from .calibration import Calibration
 from .explain import Explanation, explain
 from .kernels import KernelFallbackWarning, KernelSpec, kernels
 from .mapping import quantization_map, requantize
-from .model import dequantize, freeze, quantize, quantized
+from .model import arrange, dequantize, freeze, quantize, quantized
 from .qtypes import (
     QType,
     qfloat8,
@@ -40,6 +40,7 @@ __all__ = [
     "Rule",
     "Scheme",
     "__version__",
+    "arrange",
     "dequantize",
     "eval",
     "explain",

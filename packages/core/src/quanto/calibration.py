@@ -51,6 +51,7 @@ class Calibration:
         self._seen: dict[int, QModule] = {}
         self._gained: set[int] = set()
         self._lost: set[int] = set()
+        self._hidden: dict[int, tuple[QModule, Tensor]] = {}
         self._handles: list[Any] = []
         self._previous: Any = None
 
@@ -70,14 +71,19 @@ class Calibration:
         for handle in self._handles:
             handle.remove()
         QTensor.on_dequantize = self._previous
-        for module in self._seen.values():
-            if module.output_scale is not None:
-                module.output_scale.grad = None
+        for module, scale in self._hidden.values():  # of modules that an error left half-way
+            module.output_scale = scale
+        self._hidden.clear()
         if self.streamline and error is None:
             self._streamline()
 
     def _before(self, module: nn.Module, args: Any) -> None:
-        if not isinstance(module, QModule) or not _calibrates(module) or not module.quantizes_input or not args:
+        if not isinstance(module, QModule) or not _calibrates(module):
+            return
+        if module.output_scale is not None:  # or what is measured would be rounded and clipped by it
+            self._hidden[id(module)] = module, module.output_scale
+            module.output_scale = None
+        if not module.quantizes_input or not args:
             return
         x = args[0]
         if isinstance(x, QTensor):
@@ -99,6 +105,8 @@ class Calibration:
         qtype = module.scheme.activations
         assert qtype is not None
         self._seen[id(module)] = module
+        if id(module) in self._hidden:
+            module.output_scale = self._hidden.pop(id(module))[1]
         if isinstance(output, QTensor) or not isinstance(output, Tensor) or not output.numel():
             return None
         if not output.is_floating_point():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import fnmatch
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,7 +70,7 @@ def quantize(
         chosen = _decide(name, module, default, listed, includes, excludes, used)
         if chosen is not None:
             plan.append((name, module, *chosen))
-    _complain(listed, includes, used, [n for n, _ in names])
+    _complain(listed, includes, used, names)
     plan = _respect_ties(model, plan)
     for name, module, wanted, parameters in track(plan, "quantize", enabled=progress):
         quantize_module(name, module, wanted, parameters)
@@ -124,10 +125,11 @@ def _decide(
         used.add(id(rule))
         if rule.scheme is None:
             return None
-        if rule.parameters:
-            return rule.scheme, _raw_parameters(name, module, rule.parameters)
     if any(fnmatch.fnmatchcase(name, p) for p in excludes or ()):
         return None
+    if rule is not None and rule.parameters and not isinstance(module, QModule):
+        assert rule.scheme is not None
+        return rule.scheme, _raw_parameters(name, module, rule.parameters)
     named = includes is not None and any(fnmatch.fnmatchcase(name, p) for p in includes)
     if rule is None and (default is None or (includes is not None and not named)):
         return None
@@ -159,25 +161,28 @@ def _raw_parameters(name: str, module: nn.Module, parameters: tuple[str, ...]) -
     return arrangements
 
 
-def _complain(rules: list[Rule], includes: list[str] | None, used: set[int], names: list[str]) -> None:
+def _complain(
+    rules: list[Rule], includes: list[str] | None, used: set[int], found: list[tuple[str, nn.Module]]
+) -> None:
+    names = [name for name, _ in found]
     for rule in rules:
-        pattern = rule.pattern
-        if id(rule) in used or not isinstance(pattern, str):
-            continue
-        if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
-            raise ValueError(f"the rule {pattern!r} matches no module; names look like {_sample(names)}")
+        if id(rule) not in used and not any(rule.matches(name, module) for name, module in found):
+            pattern = getattr(rule.pattern, "pattern", rule.pattern)
+            raise ValueError(f"the rule {pattern!r} matches no module; {_near(pattern, names)}")
     for pattern in includes or ():
         if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
-            raise ValueError(f"include={pattern!r} matches no module; names look like {_sample(names)}")
+            raise ValueError(f"include={pattern!r} matches no module; {_near(pattern, names)}")
 
 
-def _sample(names: list[str]) -> str:
-    return ", ".join(repr(n) for n in [n for n in names if n][-3:])
+def _near(pattern: object, names: list[str]) -> str:
+    named = [n for n in names if n]
+    close = difflib.get_close_matches(pattern, named, 3, 0.3) if isinstance(pattern, str) else []
+    return f"names near it are {', '.join(map(repr, close or named[-3:]))}" if named else "the model has no submodules"
 
 
 def _skip(name: str, module: nn.Module, reason: str) -> None:
     module.__dict__["_quanto_skipped"] = reason
-    _log.info("%s stays floating: %s", name or type(module).__name__, reason)
+    _log.info("%s stays as it is: %s", name or type(module).__name__, reason)
 
 
 def _respect_ties(model: nn.Module, plan: list[Any]) -> list[Any]:
@@ -186,17 +191,20 @@ def _respect_ties(model: nn.Module, plan: list[Any]) -> list[Any]:
     for name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append((name, module, parameter_name))
-    schemes = {id(module): scheme for _, module, scheme, _ in plan}
+    schemes = {id(m): m.scheme for m in model.modules() if isinstance(m, QModule)}
+    schemes |= {id(module): scheme for _, module, scheme, _ in plan}
     kept = []
     for name, module, scheme, parameters in plan:
         other = None
-        if not isinstance(module, QModule):
+        if isinstance(module, QModule):
+            slots: Iterable[str] = module._slots
+        else:
             twin, _ = modules.find(module)
             slots = parameters or (twin.quantized.quantized_parameters if twin else {})
-            for slot in slots:
-                for other_name, other_module, _ in owners.get(id(module._parameters.get(slot)), ()):
-                    if other_module is not module and schemes.get(id(other_module)) != scheme:
-                        other = other_name
+        for slot in slots:
+            for other_name, other_module, _ in owners.get(id(module._parameters.get(slot)), ()):
+                if other_module is not module and schemes.get(id(other_module)) != scheme:
+                    other = other_name
         if other is None:
             kept.append((name, module, scheme, parameters))
         else:
@@ -215,6 +223,8 @@ def quantize_module(name: str, module: nn.Module, scheme: Scheme, parameters: di
     """
     module.__dict__.pop("_quanto_skipped", None)
     if isinstance(module, QModule):
+        if (module.scheme.activations, module.scheme.dynamic) != (scheme.activations, scheme.dynamic):
+            module.input_scale = module.output_scale = None  # they were measured for the other
         for slot in module._slots.values():
             slot.scheme = scheme
         if "_scheme" in module.__dict__:  # of modules without slots
@@ -249,7 +259,7 @@ def freeze(model: nn.Module, *, progress: bool | None = None) -> nn.Module:
     found = [m for m in model.modules() if isinstance(m, QModule)]
     if not found:
         raise ValueError("nothing to freeze: the model has no quantized module; call quanto.quantize(model, …) first")
-    shared: dict[int, list[Tensor | None]] = {}
+    shared: dict[tuple[int, str], list[Tensor | None]] = {}
     kept_alive: list[Any] = []  # identities in `shared` are valid only while their owners live
     for module in track(found, "freeze", enabled=progress):
         kept_alive += [p for n in module._slots if (p := module._parameters.get(n)) is not None]
@@ -285,10 +295,15 @@ def dequantize(model: nn.Module) -> nn.Module:
     return model
 
 
-def arrange(model: nn.Module) -> None:
-    """Arranges frozen weights for their kernels; tied ones stay canonical."""
+def arrange(model: nn.Module, layout: str | None = None) -> None:
+    """Arranges frozen weights in memory; `freeze` and `load` did it already.
+
+    Args:
+        model: a quantized model; tied weights stay canonical.
+        layout: None arranges each weight for its fastest kernel, `"canonical"` undoes it, as `torch.export` needs it.
+    """
     found = [m for m in model.modules() if isinstance(m, QModule)]
     tied = _tied(found)
     for module in found:
         if not any(id(module._parameters.get(f"{n}_packed")) in tied for n in module._slots):
-            module.arrange()
+            module.arrange(layout)

@@ -20,7 +20,7 @@ from . import packing, reference
 from .blocks import scale_shape
 from .kernels.registry import kernels
 from .qtypes import get_qtype
-from .weight import Weight
+from .weight import CANONICAL, Weight
 
 __all__ = ["FAKES", "SCHEMAS", "dequantize", "embedding", "grouped_linear", "linear", "quantized_linear"]
 
@@ -51,6 +51,7 @@ SCHEMAS: dict[str, str] = {
 }
 
 _library = torch.library.Library("quanto_core", "FRAGMENT")
+_any_autocast = torch._C._is_any_autocast_enabled  # 0.1 us
 
 
 #: fake implementation of each operator, for kernels that wrap the same schema.
@@ -69,11 +70,21 @@ def _define() -> None:
 
 
 def _fresh(function: Any) -> Any:
-    """An operator must not return its argument: 8-bit packing is the identity, so copy there."""
+    """Adds what an operator promises beyond its function.
+
+    Results are contiguous, as the fake says; none is an argument (8-bit packing is the identity); and autocast, which
+    would round exact integer sums to half precision, is off.
+    """
 
     def call(*args: Any) -> Any:
-        out = function(*args)
-        return out.clone() if isinstance(out, Tensor) and out is args[0] else out
+        if _any_autocast():
+            with torch.autocast(args[0].device.type, enabled=False):
+                out = function(*args)
+        else:
+            out = function(*args)
+        if isinstance(out, tuple):
+            return tuple(t.contiguous() for t in out)
+        return out.clone(memory_format=torch.contiguous_format) if out is args[0] else out.contiguous()
 
     return call
 
@@ -173,6 +184,7 @@ def _fake_embedding(
 
 def _kernel(op: str, key: str, device: str, dtype: torch.dtype, activations: str = "") -> str:
     if torch.compiler.is_exporting():  # the program must run where the plugins of this machine are not installed
+        refuse_export(key.rpartition(";")[2])
         return f"reference.{op}"
     return kernels.name_for(op, key, device, dtype, activations)
 
@@ -183,6 +195,15 @@ _kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 _calls = kernels.calls
 _direct = kernels.direct
+
+
+def refuse_export(layout: str) -> None:
+    """Raises RuntimeError while a program is exported from a weight that lies as a kernel of this machine wants it."""
+    if layout != CANONICAL and torch.compiler.is_exporting():
+        raise RuntimeError(
+            f"torch.export: a weight has the layout {layout}, which other machines need not have; "
+            "call quanto.arrange(model, 'canonical') first, and quanto.arrange(model) afterwards"
+        )
 
 
 def _call_linear(x: Tensor, w: Weight, bias: Tensor | None) -> Tensor:
@@ -244,8 +265,7 @@ def quantized_linear(
 
 
 def _call_quantized(x: Tensor, w: Weight, bias: Tensor | None, activations: str, scale: Tensor | None) -> Tensor:
-    if x.shape[-1] != w.size:
-        raise RuntimeError(f"linear: x has {x.shape[-1]} features, the weight takes {w.size}")
+    _check_features(x, w)  # of x, not of codes: torch 2.11 cannot trace a size that turns constant within `_Linear`
     if scale is None:
         codes, scale = _calls[_kernel("dynamic_quantize", _activation_key(activations), x.device.type, x.dtype)](
             x, activations, torch.float32
@@ -253,6 +273,11 @@ def _call_quantized(x: Tensor, w: Weight, bias: Tensor | None, activations: str,
     else:
         codes = torch.ops.quanto_core.quantize(x, scale, None, None, activations, [])
     return scaled_linear(codes, scale, w, bias, activations, None, x.dtype)
+
+
+def _check_features(x: Tensor, w: Weight) -> None:
+    if x.shape[-1] != w.size:
+        raise RuntimeError(f"linear: x has {x.shape[-1]} features, the weight takes {w.size}")
 
 
 def _activation_key(activations: str) -> str:
@@ -268,7 +293,12 @@ def scaled_linear(
     out_scale: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The `scaled_linear` operator by the best kernel; no gradient."""
+    """The `scaled_linear` operator by the best kernel; no gradient.
+
+    Raises:
+        RuntimeError: if the last dimension of codes is not the weight's.
+    """
+    _check_features(codes, w)
     call = _calls[_kernel("scaled_linear", w.key, codes.device.type, dtype, activations)]
     weight = (w.codes, w.scale, w.zero_point, w.global_scale)
     return call(codes, scale, *weight, bias, activations, w.qtype, w.block_size, out_scale, dtype)

@@ -59,6 +59,7 @@ def _nearest(values: Tensor, qtype: QType) -> Tensor:
     assert qtype.table is not None
     table, order = torch.tensor(qtype.table, dtype=values.dtype, device=values.device).sort()
     middles = (table[1:] + table[:-1]) / 2
+    values = values.contiguous()  # bucketize warns of anything else
     low = torch.bucketize(values, middles)  # values on a middle go to the lower entry
     high = torch.bucketize(values, middles, right=True)
     rank = torch.where(order[low] % 2 == 0, low, high)
@@ -193,7 +194,7 @@ def dynamic_quantize(x: Tensor, qtype: str, scale_dtype: torch.dtype) -> tuple[T
     """One symmetric scale per row of the last dimension (per token): codes `[..., K]` and scale `[..., 1]`."""
     q = get_qtype(qtype)
     compute = _compute_dtype(x.dtype)
-    peak = x.to(compute).abs().amax(dim=-1, keepdim=True)
+    peak = x.to(compute).abs().amax(dim=-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1).to(compute)
     scale = round_up_to(torch.where(peak == 0, 1.0, peak / q.amax), scale_dtype)
     return packing.pack(encode(x.to(compute) / scale.to(compute), q), q.bits), scale
 
@@ -237,7 +238,7 @@ def scaled_linear(
     size = x_codes.shape[-1]
     lead = x_codes.shape[:-1]
     x = decode(x_codes, xq).reshape(-1, size)
-    xs = x_scale.float().reshape(-1, 1) if x_scale.numel() != 1 else x_scale.float().reshape(())
+    xs = x_scale.float().reshape(-1, 1) if x_scale.ndim else x_scale.float()
     per_channel = len(block_size) == 2 and block_size[0] == 1 and block_size[1] >= size
     whole = not (zero_point is not None and zero_point.is_floating_point())
     if xq.is_integer and wq.is_integer and per_channel and whole:
@@ -303,10 +304,11 @@ def grouped_linear(
     start = 0
     for expert, end in enumerate(offsets.tolist()):
         if end > start:
-            zero = None if zero_point is None else zero_point[expert]
-            shared = None if bias is None else bias[expert]
+            block = expert // block_size[0] if block_size else ...
+            zero = None if zero_point is None else zero_point[block]
+            own = None if bias is None else bias[expert]
             rows = x[start:end]
-            y[start:end] = linear(rows, codes[expert], scale[expert], zero, global_scale, shared, qtype, block_size[1:])
+            y[start:end] = linear(rows, codes[expert], scale[block], zero, global_scale, own, qtype, block_size[1:])
         start = max(start, end)
     return y
 
@@ -324,10 +326,11 @@ def embedding(
 ) -> Tensor:
     """Rows of a quantized table, decoded: `[*indices.shape, size]` of `dtype`."""
     rows = indices.reshape(-1)
+    own = codes.index_select(0, rows)  # unlike codes[rows] it refuses negative indices, as torch's embedding does
     if not block_size:
-        values = dequantize(codes[rows], scale, zero_point, global_scale, qtype, (), size, dtype)
+        values = dequantize(own, scale, zero_point, global_scale, qtype, (), size, dtype)
     else:
         blocks = rows if block_size[0] == 1 else torch.div(rows, block_size[0], rounding_mode="floor")
         zero = None if zero_point is None else zero_point[blocks]
-        values = dequantize(codes[rows], scale[blocks], zero, global_scale, qtype, (1, block_size[1]), size, dtype)
+        values = dequantize(own, scale[blocks], zero, global_scale, qtype, (1, block_size[1]), size, dtype)
     return values.reshape(*indices.shape, size)

@@ -84,6 +84,12 @@ class Scheme:
         q = get_qtype(self.weights)
         if self.granularity is not None and self.granularity not in _GRANULARITIES:
             raise ValueError(f"granularity must be one of {', '.join(_GRANULARITIES)}, got {self.granularity!r}")
+        if (self.block is not None) != (self.granularity == "block"):
+            if self.block is None:
+                raise ValueError("granularity='block' needs block=(rows, columns)")
+            if self.granularity is not None:
+                raise ValueError(f"block={self.block} conflicts with granularity={self.granularity!r}")
+            object.__setattr__(self, "granularity", "block")
         if self.group_size is not None:
             if isinstance(self.group_size, bool) or not isinstance(self.group_size, int) or self.group_size <= 0:
                 raise ValueError(f"group_size must be a positive integer, got {self.group_size!r}")
@@ -95,12 +101,6 @@ class Scheme:
                 raise ValueError(f"{q.name} fixes groups of {q.block}; leave group_size out, got {self.group_size}")
         if q.block is not None and self.granularity not in (None, "group"):
             raise ValueError(f"{q.name} fixes groups of {q.block}; granularity={self.granularity!r} conflicts with it")
-        if (self.block is not None) != (self.granularity == "block"):
-            if self.block is None:
-                raise ValueError("granularity='block' needs block=(rows, columns)")
-            if self.granularity is not None:
-                raise ValueError(f"block={self.block} conflicts with granularity={self.granularity!r}")
-            object.__setattr__(self, "granularity", "block")
         if self.block is not None and (
             len(self.block) != 2 or not all(type(b) is int and 0 < b < _LIMIT for b in self.block)
         ):
@@ -245,6 +245,9 @@ class Rule:
     def __post_init__(self) -> None:
         if self.scheme is not None:
             object.__setattr__(self, "scheme", Scheme.of(self.scheme))
+        given: object = self.parameters
+        if isinstance(given, str):
+            raise TypeError(f"parameters must be a sequence of names, got the string {given!r}")
         object.__setattr__(self, "parameters", tuple(self.parameters))
         if isinstance(self.pattern, str) and self.pattern.startswith("re:"):
             try:

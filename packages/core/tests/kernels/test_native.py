@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+import quanto
+from quanto import reference
 from quanto.kernels import KernelSpec, Request, kernels
-from quanto.kernels.problems import arguments, compare, default_tolerance, random_weight
+from quanto.kernels import spec as claims
+from quanto.kernels.problems import arguments, compare, compare_result, default_tolerance, random_weight
 from quanto.plugins import plugins
 
 plugins.load()
@@ -117,3 +120,78 @@ def test_static_output_is_rescaled_to_codes(spec: KernelSpec) -> None:
         assert got.dtype == want.dtype
         if spec.qtypes == {"int8"}:
             assert torch.equal(got, want)
+
+
+# -- kernels of GPUs, as far as a CPU can say --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sentence"),
+    [
+        ("torch.int_mm.cuda", (64, 64), None),
+        ("torch.int_mm.cuda", (60, 64), "multiples of 8 (here 64 and 60)"),
+        ("torch.int_mm.cuda", (64, 60), "multiples of 8 (here 60 and 64)"),
+        ("torch.scaled_mm.cuda", (32, 64), None),
+        ("torch.scaled_mm.cuda", (24, 64), "multiples of 16 (here 64 and 24)"),
+        ("torch.scaled_mm.cuda", (32, 72), "multiples of 16 (here 72 and 32)"),
+    ],
+)
+def test_gpu_kernels_say_what_they_cannot_take(
+    name: str, shape: tuple[int, int], sentence: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "device_capability", lambda device: (9, 0))
+    spec = kernels.specs[name]
+    qtype = next(iter(spec.qtypes))
+    request = Request(spec.op, "cuda", torch.bfloat16, qtype, (1, shape[1]), shape, activations=qtype)
+    refusal = spec.refusal(request)
+    assert refusal is None if sentence is None else sentence in str(refusal)
+
+
+def test_float8_needs_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "device_capability", lambda device: (8, 0))
+    e4m3 = "float8_e4m3fn"
+    request = Request("scaled_linear", "cuda", torch.bfloat16, e4m3, (1, 64), (32, 64), activations=e4m3)
+    assert kernels.specs["torch.scaled_mm.cuda"].refusal(request) == "needs compute capability 8.9, this device has 8.0"
+
+
+def test_int_mm_without_vnni_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = Request("scaled_linear", "cpu", torch.float32, "int8", (1, 64), (32, 64), activations="int8")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False, raising=False)
+    assert "32 times slower" in str(kernels.specs["torch.int_mm.cpu"].refusal(request))
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
+    assert kernels.specs["torch.int_mm.cpu"].refusal(request) is None
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("tokens", [0, 1, 17, 40])
+@pytest.mark.parametrize(("op", "qtype"), [("int_mm", "int8"), ("scaled_mm", "float8_e4m3fn")])
+def test_wrappers_of_gpu_kernels_compute_right(op: str, qtype: str, tokens: int, static: bool) -> None:
+    """torch has both products on the CPU too: slow, but the same."""
+    call = getattr(torch.ops.quanto_core, f"scaled_linear_{op}").default
+    request = Request("scaled_linear", "cpu", torch.bfloat16, qtype, (1, 64), (32, 64), activations=qtype)
+    generator = torch.Generator().manual_seed(tokens)
+    args, _ = arguments(request, random_weight(request, generator), tokens, generator)
+    if static:
+        args[1] = torch.tensor(0.02)
+    if op == "scaled_mm" and tokens:
+        try:
+            call(*args)
+        except RuntimeError as error:  # torch 2.11
+            if "only supports per-tensor scaling for CPU" not in str(error):
+                raise
+            pytest.skip("torch._scaled_mm of this torch takes no scale per row on a CPU")
+    tolerance = default_tolerance(torch.bfloat16)
+    for bias in (args[6], None):
+        args[6], args[-2] = bias, None
+        assert compare_result(request, args, call(*args), reference.scaled_linear(*args), tolerance) is None
+        args[-2] = torch.tensor(0.1)
+        got, want = call(*args), reference.scaled_linear(*args)
+        assert got.dtype == want.dtype
+        if op == "int_mm":
+            assert compare_result(request, args, got, want, tolerance) is None
+        else:  # its sums were rounded to bfloat16 before: three steps of three bits at most
+            assert (_values(got) - _values(want)).abs().max() <= 0.13 * _values(want).abs().max() if tokens else True
+
+
+def _values(codes: torch.Tensor) -> torch.Tensor:
+    return reference.decode(codes, quanto.qtypes["float8_e4m3fn"])

@@ -36,5 +36,7 @@ def device_capability(device: str) -> tuple[int, int] | None:
 
 def device_name(device: str) -> str:
     """The product name of the current device of that type, or an empty string."""
-    get = getattr(torch.get_device_module(device), "get_device_name", None) if device != "cpu" else None
-    return str(get()) if get is not None and device_available(device) else ""
+    if device == "cpu" or not device_available(device):
+        return ""
+    get = getattr(torch.get_device_module(device), "get_device_name", None)
+    return "" if get is None else str(get())

@@ -39,11 +39,13 @@ def _unpack(tensors: Tensors, qtype: str, block_size: tuple[int, ...], size: int
     packed, both, zero, _ = tensors
     scale = both[..., 0].transpose(0, 1).contiguous()
     rows = scale.shape[0]
-    order = _order(rows, size)
+    if packed.is_meta:
+        return packed.new_empty(rows, packing.packed_size(size, 4)), scale, zero, None
+    low, high = (t.to(packed.device) for t in _order(rows, size))  # offloading may have moved the tensors by itself
     pairs = packed.reshape(-1)
-    nibbles = torch.empty(rows * size, dtype=torch.uint8)
-    nibbles[order[0]] = pairs & 0xF
-    nibbles[order[1]] = pairs >> 4
+    nibbles = pairs.new_empty(rows * size)
+    nibbles[low] = pairs & 0xF
+    nibbles[high] = pairs >> 4
     return packing.pack(nibbles.view(rows, size), 4), scale, zero, None
 
 

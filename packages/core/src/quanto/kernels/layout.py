@@ -33,7 +33,8 @@ class Layout:
     Attributes:
         name: unique, `"<package>.<layout>"`.
         pack: `(tensors, qtype, block_size, size) -> tensors`, from canonical; `size` is the elements per row.
-        unpack: `(tensors, qtype, block_size, size) -> tensors`, back to canonical, bit for bit.
+        unpack: `(tensors, qtype, block_size, size) -> tensors`, back to canonical, bit for bit; on any device, since
+            offloading moves tensors by itself, and on meta.
     """
 
     name: str

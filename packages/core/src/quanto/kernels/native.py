@@ -102,7 +102,7 @@ def _scaled_linear_int_mm(
     if rows.device.type != "cpu" and count <= 16:  # cuBLAS wants more than 16 rows
         rows = torch.nn.functional.pad(rows, (0, 0, 0, 17 - count))
     total = torch._int_mm(rows, codes.t())[:count]
-    xs = x_scale.float().reshape(()) if x_scale.numel() == 1 else x_scale.float().reshape(-1, 1)
+    xs = x_scale.float().reshape(-1, 1) if x_scale.ndim else x_scale.float()
     y = reference.rescale(total, xs, scale.float().reshape(1, -1), bias)
     y = y.reshape(*x_codes.shape[:-1], -1)
     return y.to(dtype) if out_scale is None else reference.encode(y / out_scale.float(), get_qtype(x_qtype))

@@ -38,7 +38,10 @@ def random_weight(request: Request, generator: torch.Generator) -> Tensors:
     if q.is_float8:  # a cast of normal values: no NaN or infinity patterns
         codes = reference.encode(torch.randn(shape, generator=generator) * q.amax / 8, q)
     else:
-        codes = torch.randint(0, 256, packed, generator=generator, dtype=torch.uint8).view(q.storage)
+        codes = torch.randint(0, 256, packed, generator=generator, dtype=torch.uint8)
+        if used := shape[-1] * q.bits % 8:
+            codes[..., -1:] &= (1 << used) - 1  # what pads a row is zero
+        codes = codes.view(q.storage)
     sizes = scale_shape(shape, blocks)
     spread = torch.rand(sizes, generator=generator) + 0.5
     scale = reference.round_up_to(spread / q.amax, request.scale_dtype)

@@ -58,6 +58,12 @@ def _selection(text: str) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(w for w in words if not w.startswith("-")), blocked
 
 
+def _kind(request: Request) -> tuple[object, ...]:
+    """What a kernel's self check depends on: all of a request but its sizes."""
+    r = request
+    return r.device, r.qtype, r.dtype, r.granularity, r.zero_point, r.activations
+
+
 class KernelRegistry:
     """Kernels and layouts by name. Every method is safe to call from several threads."""
 
@@ -137,7 +143,7 @@ class KernelRegistry:
                 self._forget()
 
     def _forget(self) -> None:
-        self._names.clear()
+        self._names = {}  # anew, so that a choice made before and still under way is written where nobody reads
         self.direct.clear()
 
     # -- choosing ----------------------------------------------------------------------------------------------
@@ -162,11 +168,13 @@ class KernelRegistry:
         with self._lock:
             ranked = sorted(
                 (s for s in self.specs.values() if s.op == request.op),
-                key=lambda s: (s.name not in self._forced, -s.priority, s.name),
+                key=lambda s: (not self._forces(s), -s.priority, s.name),
             )
             candidates = tuple(Candidate(s, self._refusal(s, request, any_layout)) for s in ranked)
-            chosen = next((c.spec for c in candidates if c.refusal is None), None)
-        if chosen is None:
+            # a forced reference serves every layout, by unpacking it
+            fits = (c for c in candidates if c.refusal is None or (c.spec.reference and self._forces(c.spec)))
+            chosen = next((c.spec for c in fits), None)
+        if chosen is None or (chosen.layout != request.layout and not any_layout):
             chosen = self._unpacking_reference(request)
         return Choice(request, chosen, candidates)
 
@@ -175,6 +183,9 @@ class KernelRegistry:
         if not spec.reference and (spec.name in self._blocked or spec.origin in self._blocked):
             return "blocked by QUANTO_KERNELS or quanto.kernels.select"
         return self._distrusted.get(spec.name)
+
+    def _forces(self, spec: KernelSpec) -> bool:
+        return spec.name in self._forced or (spec.origin in self._forced and not spec.reference)
 
     def _refusal(self, spec: KernelSpec, request: Request, any_layout: bool) -> str | None:
         reason = self.out_of_service(spec) or spec.refusal(request)
@@ -201,25 +212,29 @@ class KernelRegistry:
 
         request = Request.parse(op, key, device, dtype, activations)
         while True:
+            names = self._names
             choice = self.choose(request)
             spec = choice.spec
-            subject = (spec.name, request.qtype, request.dtype, request.granularity, request.zero_point)
+            subject = (spec.name, *_kind(request))
             if spec.reference or subject in self._checked:
                 break
             lie = check(spec, request, self.layouts.get(spec.layout), self.specs[f"reference.{op}"].fn)
-            self._checked.add(subject)
             if lie is None:
+                self._checked.add(subject)
                 break
             self.distrust(spec.name, lie)
         self._warn_of_fallback(choice)
-        self._names[op, key, device, dtype, activations] = choice.spec.name
+        names[op, key, device, dtype, activations] = choice.spec.name
         return choice.spec.name
 
     def distrust(self, name: str, reason: str) -> None:
         """Takes a kernel out of service for this process, with one warning."""
-        spec = self.specs[name]
-        self._distrusted[name] = f"failed its self check: {reason}"
-        self._forget()
+        with self._lock:
+            if name in self._distrusted:
+                return  # another thread found it out as well
+            spec = self.specs[name]
+            self._distrusted[name] = f"failed its self check: {reason}"
+            self._forget()
         warnings.warn(
             f"quanto: kernel {name!r} of {spec.origin} is replaced by the next best: {reason}. "
             f"Please report it to {spec.origin}; QUANTO_KERNELS=-{name} silences this.",
@@ -249,11 +264,16 @@ class KernelRegistry:
 
     # -- by name -----------------------------------------------------------------------------------------------
 
+    @property
+    def selection(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The names that QUANTO_KERNELS and `select` force at present, and those that they block."""
+        return self._forced, self._blocked
+
     @contextmanager
     def select(self, *names: str) -> Iterator[None]:
         """Forces kernels by name, or blocks them (`"-name"`), within the block.
 
-        A distribution's name blocks all of its kernels.
+        A distribution's name stands for all of its kernels.
 
         A compiled model keeps the kernels it was compiled with.
 
@@ -269,15 +289,15 @@ class KernelRegistry:
                 raise ValueError(f"no kernel {name!r}; known: {', '.join(sorted(self.specs))}")
         forced, blocked = _selection(",".join(names))
         with self._lock:
-            saved = self._forced, self._blocked, self._names
-            self._forced, self._blocked, self._names = saved[0] | forced, saved[1] | blocked, {}
-            self.direct.clear()
+            saved = self._forced, self._blocked
+            self._forced, self._blocked = saved[0] | forced, saved[1] | blocked
+            self._forget()
         try:
             yield
         finally:
             with self._lock:
-                self._forced, self._blocked, self._names = saved
-                self.direct.clear()
+                self._forced, self._blocked = saved
+                self._forget()
 
 
 #: the process's registry.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import reference
 from ..qtypes import get_qtype
-from ..tensor import quantize_tensor
+from ..tensor.quantize import quantize_parts
 from .slot import Slot
 
 __all__ = ["absmax_scale", "fake_quantize_activation", "fake_quantize_weight"]
@@ -31,10 +31,10 @@ class _StraightThrough(torch.autograd.Function):
 def fake_quantize_weight(parameter: Tensor, slot: Slot) -> Tensor:
     """The values the parameter would have if it were frozen now; the gradient passes straight through."""
     with torch.no_grad():
-        q = quantize_tensor(slot.rows(parameter.detach()), slot.scheme)
-        values = reference.dequantize(
-            q.codes, q.scale, q.zero_point, q.global_scale, q.qtype.name, q.block_size, q.columns, parameter.dtype
-        )
+        rows = slot.rows(parameter.detach())
+        blocks = slot.scheme.block_size(tuple(rows.shape))
+        parts = quantize_parts(rows, slot.scheme, blocks)
+        values = reference.dequantize(*parts, slot.scheme.qtype.name, blocks, rows.shape[-1], parameter.dtype)
         values = slot.to_float(values)
     return _StraightThrough.apply(parameter, values)  # type: ignore[no-untyped-call]
 

@@ -154,13 +154,11 @@ class QModule(nn.Module):
         slot.key = make_key(slot.scheme.weights, slot.block_size, slot.rows_shape(), scale, zero, slot.layout)
 
     def request(self, name: str = "weight", dtype: torch.dtype | None = None) -> Request:
-        """What the forward pass asks of a kernel for a frozen weight, with activations of `dtype` (default: its own)."""
+        """What the forward pass asks of a kernel for a frozen weight, under activations of `dtype` (default: its)."""
         slot, op = self._slots[name], self.operator
         activations = (slot.scheme.activations or "") if op == "linear" else ""
         device = self._parameters[f"{name}_packed"].device.type  # type: ignore[union-attr]
-        return Request.parse(
-            "scaled_linear" if activations else op, slot.key, device, dtype or slot.dtype, activations
-        )
+        return Request.parse("scaled_linear" if activations else op, slot.key, device, dtype or slot.dtype, activations)
 
     def arrange(self, layout: str | None = None) -> None:
         """Arranges frozen weights for the fastest kernel of their device, or as named (`"canonical"` undoes it)."""
@@ -202,6 +200,9 @@ class QModule(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         slots = self.__dict__.get("_slots")
         if slots and name in slots and f"{name}_packed" in self._parameters:
+            if name in self.__dict__:  # of a loader that quantizes while it reads: its float stand-in
+                self.__dict__[name] = value
+                return
             raise AttributeError(
                 f"{name} of {type(self).__name__} is frozen as {slots[name].scheme}; a value assigned to it would be "
                 "lost. quanto.dequantize(model) makes it trainable again; load_state_dict converts float checkpoints"
@@ -210,6 +211,9 @@ class QModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves the weights but keeps their dtypes: `.half()` must not cast scales or reinterpret codes."""
+        probe, leaves = self._probe(fn)
+        if leaves:  # while the tensors are still where the kernel's own code runs
+            self.arrange(CANONICAL)
         kept = {id(self._parameters[f"{n}_{p}"]) for n in self._slots for p in PARTS if f"{n}_{p}" in self._parameters}
         kept |= {id(b) for b in (self.input_scale, self.output_scale) if b is not None}
 
@@ -219,20 +223,23 @@ class QModule(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        if not self._slots:
-            return super()._apply(careful, recurse)  # type: ignore[no-untyped-call]
-        before = self._device_type()
-        probe = fn(torch.empty(0, dtype=next(iter(self._slots.values())).dtype))
         result = super()._apply(careful, recurse)  # type: ignore[no-untyped-call]
-        for slot in self._slots.values():
-            slot.dtype = probe.dtype if probe.is_floating_point() else slot.dtype
-        if before != self._device_type() and any(s.layout != CANONICAL for s in self._slots.values()):
-            self.arrange(CANONICAL)
+        if probe is not None and probe.is_floating_point():
+            for slot in self._slots.values():
+                slot.dtype = probe.dtype
+        if leaves:
             self.arrange()
         return result
 
-    def _device_type(self) -> str:
-        return next((p.device.type for p in self._parameters.values() if p is not None), "cpu")
+    def _probe(self, fn: Callable[[Tensor], Tensor]) -> tuple[Tensor | None, bool]:
+        """What `fn` makes of an empty tensor, and whether it takes arranged weights to a device of another type."""
+        slot = next(iter(self._slots.values()), None)
+        if slot is None:
+            return None, False
+        device = checkpoint.device(self)
+        probe = fn(torch.empty(0, dtype=slot.dtype, device=device))
+        moves = probe.device.type != device.type
+        return probe, moves and any(s.layout != CANONICAL for s in self._slots.values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return checkpoint.deepcopy(self, memo)

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,14 +18,25 @@ from ..kernels.layout import Tensors
 from ..ops import check_weight
 from ..tensor import quantize_tensor
 from ..tensor.qtensor import is_small_float
-from ..weight import CANONICAL, Weight
+from ..weight import CANONICAL, Weight, make_key
 from .frozen import guard_orphan
 from .slot import PARTS, Slot
 
 if TYPE_CHECKING:
     from .base import QModule
 
-__all__ = ["canonicalize", "check_parts", "deepcopy", "getstate", "load", "postponed", "resolve", "setstate", "source"]
+__all__ = [
+    "canonicalize",
+    "check_parts",
+    "deepcopy",
+    "device",
+    "getstate",
+    "load",
+    "postponed",
+    "resolve",
+    "setstate",
+    "source",
+]
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -91,6 +103,7 @@ def load(module: QModule, state: dict[str, Any], prefix: str, metadata: dict[str
         full, packed = f"{prefix}{name}", f"{prefix}{name}_packed"
         if full in state and packed in state:
             errors.append(f"{full} and {packed} are both given; a weight is either float or quantized")
+            _withhold(state, full)
             continue
         if full in state and f"{name}_packed" in module._parameters:
             _convert(module, name, state.pop(full), full, state, errors)
@@ -104,11 +117,12 @@ def load(module: QModule, state: dict[str, Any], prefix: str, metadata: dict[str
         if value.numel() != 1 or not value.is_floating_point():
             errors.append(f"{key} must be one floating number, got {value.dtype} {tuple(value.shape)}")
         elif current is None:
-            where = torch.device("meta") if assign else _device(module)
+            where = torch.device("meta") if assign else device(module)
             module._buffers[name] = torch.empty((), dtype=value.dtype, device=where)
 
 
-def _device(module: nn.Module) -> torch.device:
+def device(module: nn.Module) -> torch.device:
+    """Where a module's own parameters are."""
     return next((p.device for p in module._parameters.values() if p is not None), torch.device("cpu"))
 
 
@@ -124,6 +138,12 @@ def _convert(module: QModule, name: str, value: Tensor, full: str, state: dict[s
             state[f"{full}_{part}"] = tensor
 
 
+def _withhold(state: dict[str, Any], full: str) -> None:
+    """Takes away what does not fit, or torch would copy it, cast, before it raises."""
+    for name in (full, *(f"{full}_{part}" for part in PARTS)):
+        state.pop(name, None)
+
+
 def _accept(module: QModule, name: str, state: dict[str, Any], full: str, errors: list[str], assign: bool) -> None:
     slot = module._slots[name]
     given = {part: state[f"{full}_{part}"] for part in PARTS if f"{full}_{part}" in state}
@@ -131,11 +151,10 @@ def _accept(module: QModule, name: str, state: dict[str, Any], full: str, errors
         check_parts(slot, given)
     except ValueError as error:
         errors.append(f"{full}: {error}")
-        for part in PARTS:  # or torch would copy them, cast, before it raises
-            state.pop(f"{full}_{part}", None)
+        _withhold(state, full)
         return
     module.arrange(CANONICAL)
-    where = torch.device("meta") if assign else _device(module)  # assigning replaces the tensor itself
+    where = torch.device("meta") if assign else device(module)  # assigning replaces the tensor itself
     held = {part: p for part in PARTS if (p := module._parameters.get(f"{name}_{part}")) is not None}
     if held.keys() == given.keys() and all(held[part].dtype == tensor.dtype for part, tensor in given.items()):
         return
@@ -192,20 +211,36 @@ def getstate(module: QModule) -> dict[str, Any]:
 
     torch 2.13 can pickle one-byte floats but not read them back (`UntypedStorage has no attribute dtype`).
     """
-    module.arrange(CANONICAL)
     state = module.__dict__.copy()
+    parameters, slots = dict(module._parameters), {}
+    for name, slot in module._slots.items():
+        slots[name] = slot
+        if slot.layout == CANONICAL:
+            continue
+        parts = _canonical(module, name)
+        for part, tensor in zip(PARTS, parts, strict=True):
+            parameters.pop(f"{name}_{part}", None)
+            if tensor is not None:
+                parameters[f"{name}_{part}"] = nn.Parameter(tensor, False)
+        key = make_key(slot.qtype, slot.block_size, slot.rows_shape(), parts[1], parts[2])
+        slots[name] = replace(slot, key=key, layout=CANONICAL)
+    state["_slots"] = slots
+    state["_arranged"] = slots != module._slots
     state["_parameters"] = {
         name: nn.Parameter(p.view(torch.uint8), False) if p is not None and is_small_float(p.dtype) else p
-        for name, p in module._parameters.items()
+        for name, p in parameters.items()
     }
     return state
 
 
 def setstate(module: QModule, state: dict[str, Any]) -> None:
-    """The inverse of `getstate`."""
+    """The inverse of `getstate`; weights that were arranged are arranged anew, for the kernels of this machine."""
+    arranged = state.pop("_arranged", False)
     for name, slot in state["_slots"].items():
         scale = state["_parameters"].get(f"{name}_scale")
         if scale is not None and scale.dtype == torch.uint8:
             dtype = slot.scheme.scales(slot.dtype)
             state["_parameters"][f"{name}_scale"] = nn.Parameter(scale.view(dtype), False)
     nn.Module.__setstate__(module, state)
+    if arranged:
+        module.arrange()

@@ -30,9 +30,9 @@ class _QConv(QModule):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return x, self.effective(dtype=x.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """As the float module's."""
-        x, weight = self._operands(x)
+        x, weight = self._operands(input)
         bias = self.bias
         return self._conv_forward(x, weight, None if bias is None else bias.to(x.dtype))
 
@@ -54,9 +54,9 @@ class _QConvTranspose(_QConv):
     spatial: int
     function: str
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """As the float module's."""
-        x, weight = self._operands(x)
+        x, weight = self._operands(input)
         padding = self._output_padding(
             x, output_size, self.stride, self.padding, self.kernel_size, self.spatial, self.dilation
         )

@@ -27,8 +27,9 @@ class QLinear(QModule, nn.Linear):
     quantizes_input = True
     quantizes_output = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[…, in]` to `[…, out]`, in x's dtype (autocast's where it is on)."""
+    def forward(self, input: Tensor) -> Tensor:
+        """`[…, in]` to `[…, out]`, in the input's dtype (autocast's where it is on)."""
+        x = input
         p, slot = self._parameters, self._slots["weight"]
         codes = p.get("weight_packed")
         if codes is None:

@@ -84,7 +84,7 @@ class ModuleRegistry:
 
         plugins.load()
         cls = type(module)
-        base = next((c for c in cls.__mro__ if self._has_twin(c)), None)
+        base: type[nn.Module] | None = next((c for c in cls.__mro__ if self._has_twin(c)), None)
         if base is None:
             return None, f"{cls.__name__} has no quantized twin"
         twin = self.twins[base]

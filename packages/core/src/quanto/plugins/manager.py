@@ -74,7 +74,7 @@ class PluginManager:
 
     def _load(self, entry: EntryPoint) -> None:
         dist = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value
-        if not _allowed(entry.name):
+        if not _allowed({entry.name, dist.split(" ")[0]}):
             self.records.append(PluginRecord(entry.name, dist, "blocked", "left out by QUANTO_PLUGINS"))
             return
         try:
@@ -160,16 +160,19 @@ class PluginManager:
                 self.records[index] = replace(record, reason=reason, detail=detail)
 
 
-def _allowed(name: str) -> bool:
-    """`QUANTO_PLUGINS`: unset loads all, empty loads none, `a,b` loads those, `-a` all but a."""
+def _allowed(names: set[str]) -> bool:
+    """`QUANTO_PLUGINS`: unset loads all, empty loads none, `a,b` loads those, `-a` all but a.
+
+    A plugin is meant by the name of its entry point or of its distribution.
+    """
     text = os.environ.get("QUANTO_PLUGINS")
     if text is None:
         return True
-    words = [w.strip() for w in text.split(",") if w.strip()]
-    if f"-{name}" in words:
+    words = {w.strip() for w in text.split(",") if w.strip()}
+    if words & {f"-{name}" for name in names}:
         return False
-    wanted = [w for w in words if not w.startswith("-")]
-    return name in wanted if wanted or not words else True
+    wanted = {w for w in words if not w.startswith("-")}
+    return bool(names & wanted) if wanted or not words else True
 
 
 def _check_version(module: object) -> None:

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_map_only
 
 from .. import ops
 from . import views
-from .functions import is_activation
+from .functions import is_activation, refuse_edit
 from .functions import linear as _linear
-from .qtensor import QTensor, same
+from .qtensor import QTensor, is_small_float, same
 
 __all__ = ["dispatch"]
 
@@ -65,12 +65,12 @@ def _refuse_mutation(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if schema is None or not schema.is_mutable:
         return
     for i, argument in enumerate(schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
         value = args[i] if i < len(args) else kwargs.get(argument.name)
-        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, QTensor):
-            raise RuntimeError(
-                f"{func} would edit a quantized tensor ({value.qtype.name}) in place, and the edit would be lost. "
-                "Edit the float model before freezing, or quanto.dequantize(model) first."
-            )
+        for one in value if isinstance(value, (list, tuple)) else (value,):  # a list in `_foreach_` operations
+            if isinstance(one, QTensor):
+                refuse_edit(str(func), one)
 
 
 # -- copies ------------------------------------------------------------------------------------------------------------
@@ -82,8 +82,10 @@ def _detach(q: QTensor) -> QTensor:
 
 
 @_implements(aten.clone.default)
-def _clone(q: QTensor, *, memory_format: Any = None) -> QTensor:
-    if memory_format is torch.contiguous_format and q.settled and not q.codes.is_contiguous():
+def _clone(q: QTensor, *, memory_format: Any = None) -> Any:
+    if memory_format is torch.contiguous_format:
+        if q.transposed:  # codes are packed along the other dimension
+            return NotImplemented
         return q.rewrap(lambda t: t.clone(memory_format=torch.contiguous_format))
     return q.rewrap(torch.clone)
 
@@ -92,7 +94,7 @@ def _clone(q: QTensor, *, memory_format: Any = None) -> QTensor:
 def _to(
     q: QTensor, *, dtype: torch.dtype | None = None, device: Any = None, non_blocking: bool = False, **_: Any
 ) -> Any:
-    if dtype is not None and not dtype.is_floating_point:
+    if dtype is not None and (not dtype.is_floating_point or is_small_float(dtype)):
         return NotImplemented
     where = q.device if device is None else device
     return q.rewrap(lambda t: t.to(where, non_blocking=non_blocking, copy=True), dtype=dtype or q.dtype)
@@ -102,13 +104,15 @@ def _to(
 def _copy(target: Any, source: Any, non_blocking: bool = False) -> Any:
     if not isinstance(target, QTensor):
         return NotImplemented  # copying quantized values into a float tensor is an ordinary dequantization
-    same = isinstance(source, QTensor) and target.settled and source.settled and source.qtype == target.qtype
-    if not same or source.block_size != target.block_size or source.shape != target.shape:
+    names = target.__tensor_flatten__()[0]  # of the tensors: a zero point on both sides or on none
+    alike = isinstance(source, QTensor) and target.settled and source.settled and source.qtype == target.qtype
+    alike = alike and source.block_size == target.block_size and source.shape == target.shape
+    if not alike or source.__tensor_flatten__()[0] != names:
         raise RuntimeError(
-            f"copy_ into a quantized tensor ({target.qtype.name}, {tuple(target.shape)}) takes a QTensor of the same "
-            f"format, not {type(source).__name__} {tuple(source.shape)}: quantize it first (quanto.quantize_tensor)"
+            f"copy_ into a quantized tensor ({target!r} with {', '.join(names)}) takes a QTensor of the same format, "
+            f"not {type(source).__name__} {tuple(source.shape)}: quantize it first (quanto.quantize_tensor)"
         )
-    for name in target.__tensor_flatten__()[0]:
+    for name in names:
         getattr(target, name).copy_(getattr(source, name), non_blocking=non_blocking)
     return target
 
@@ -123,7 +127,7 @@ def _view(q: QTensor, shape: Any) -> Any:
 
 @_implements(aten.t.default)
 def _t(q: QTensor) -> Any:
-    return views.permute(q, (1, 0)) if q.ndim == 2 else q
+    return views.permute(q, range(q.ndim)[::-1])
 
 
 @_implements(aten.transpose.int)
@@ -148,11 +152,14 @@ def _slice(q: QTensor, dim: int = 0, start: int | None = None, end: int | None =
 
 @_implements(aten.select.int)
 def _select(q: QTensor, dim: int, index: int) -> Any:
+    size = q.shape[dim]
     dim %= q.ndim
     if q.transposed:
         inner = _select(views.swap(q), views.swapped(dim, q.ndim), index)
         return views.swap(inner) if isinstance(inner, QTensor) and dim < q.ndim - 2 else inner
-    index += q.shape[dim] if index < 0 else 0
+    if not -size <= index < size:
+        return NotImplemented  # torch says what is wrong
+    index += size if index < 0 else 0
     one = views.take(q, dim, index, index + 1)
     return None if one is None else views.view(one, [n for i, n in enumerate(q.shape) if i != dim])
 
@@ -160,6 +167,8 @@ def _select(q: QTensor, dim: int, index: int) -> Any:
 @_implements(aten.split_with_sizes.default)
 def _split_sizes(q: QTensor, sizes: Any, dim: int = 0) -> Any:
     out, start = [], 0
+    if sum(sizes) != q.shape[dim] or any(size < 0 for size in sizes):
+        return NotImplemented
     for size in sizes:
         part = views.take(q, dim, start, start + size)
         if part is None:
@@ -172,7 +181,9 @@ def _split_sizes(q: QTensor, sizes: Any, dim: int = 0) -> Any:
 @_implements(aten.split.Tensor)
 def _split(q: QTensor, size: int, dim: int = 0) -> Any:
     total = q.shape[dim]
-    return _split_sizes(q, [min(size, total - i) for i in range(0, total, size)], dim)
+    if size <= 0:
+        return NotImplemented
+    return _split_sizes(q, [min(size, total - i) for i in range(0, max(total, 1), size)], dim)
 
 
 @_implements(aten.unbind.int)
@@ -184,6 +195,8 @@ def _unbind(q: QTensor, dim: int = 0) -> Any:
 @_implements(aten.unsqueeze.default)
 def _unsqueeze(q: QTensor, dim: int) -> Any:
     shape = list(q.shape)
+    if not -q.ndim - 1 <= dim <= q.ndim:
+        return NotImplemented
     shape.insert(dim % (q.ndim + 1), 1)
     return views.view(q, shape)
 
@@ -231,7 +244,9 @@ def _rescale(q: Any, factor: Any, function: Callable[[Tensor, float], Tensor]) -
         return NotImplemented
     else:
         target = q.scale
-    return q.rewrap(lambda t: function(t.float(), factor).to(t.dtype) if t is target else t)
+    # float16 ends at 6e-8, where a value that is still a normal number may have its scale
+    dtype = torch.float32 if target.dtype == torch.float16 else target.dtype
+    return q.rewrap(lambda t: function(t.float(), factor).to(dtype) if t is target else t)
 
 
 @_implements(aten.relu.default)
@@ -249,9 +264,10 @@ def _equal(a: Any, b: Any) -> Any:
     if not isinstance(a, QTensor) or not isinstance(b, QTensor):
         return NotImplemented
     names, context = a.__tensor_flatten__()
-    if (names, context, a.shape) != (*b.__tensor_flatten__(), b.shape):
-        return False
-    return all(same(getattr(a, n), getattr(b, n)) for n in names)
+    alike = (names, context, a.shape) == (*b.__tensor_flatten__(), b.shape)
+    if alike and all(same(getattr(a, n), getattr(b, n)) for n in names):
+        return True
+    return NotImplemented  # other codes may stand for the same values
 
 
 # -- matrix products ---------------------------------------------------------------------------------------------------
@@ -275,7 +291,7 @@ def _linear_op(x: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def _product(a: Any, b: Any, bias: Tensor | None) -> Any:
-    """`a @ b` is a linear layer if b is a transposed weight; a quantized `a` alone is the weight of the transpose."""
+    """`a @ b` is a linear layer if b is a transposed weight."""
     if isinstance(b, QTensor):
         weight = views.permute(b, (1, 0))
         if weight is None or not weight.settled or not _is_weight(weight):

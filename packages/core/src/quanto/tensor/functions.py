@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions caught above autograd, where they still are what the user wrote: `F.linear` and `F.embedding`."""
+"""Functions caught above autograd, where they still are what the user wrote: `F.linear`, `F.embedding`, `q[i] = x`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from torch.nn import functional as F
 from .. import ops
 from .qtensor import QTensor
 
-__all__ = ["FUNCTIONS", "linear"]
+__all__ = ["FUNCTIONS", "linear", "refuse_edit"]
+
+_any_autocast = torch._C._is_any_autocast_enabled
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     """`F.linear` with a quantized weight, quantized activations, or both; NotImplemented if the weight is floating."""
-    if not isinstance(weight, QTensor) or weight.ndim != 2:
+    if not isinstance(weight, QTensor) or weight.ndim != 2 or _trains(weight):
         return NotImplemented
     w = weight if weight.settled else None
     if w is None:
@@ -30,7 +32,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
             x = x.dequantize()
         else:
             return ops.scaled_linear(x.codes, x.scale, w.weight(), bias, x.qtype.name, None, x.dtype)
+    if _any_autocast() and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(x.device.type))  # autocast itself acts below this function
     return ops.linear(x, w.weight(), bias)
+
+
+def _trains(weight: QTensor) -> bool:
+    """Whether a gradient of the weight is wanted: torch's own formula gives it, from the values."""
+    return weight.requires_grad and torch.is_grad_enabled()
 
 
 def is_activation(x: QTensor) -> bool:
@@ -42,13 +51,35 @@ def is_activation(x: QTensor) -> bool:
 
 
 def _embedding(indices: Tensor, weight: Tensor, padding_idx: int | None = None, *args: Any, **kwargs: Any) -> Any:
-    if not isinstance(weight, QTensor) or not weight.settled or weight.ndim != 2 or args or kwargs.get("max_norm"):
+    if not isinstance(weight, QTensor) or not weight.settled or weight.ndim != 2 or _trains(weight):
+        return NotImplemented
+    if args or kwargs.get("max_norm"):
         return NotImplemented
     return ops.embedding(indices, weight.weight(), weight.dtype)
+
+
+def refuse_edit(operation: str, q: QTensor) -> NoReturn:
+    """Raises the error of an edit in place."""
+    raise RuntimeError(
+        f"{operation} would edit a quantized tensor ({q.qtype.name}) in place, and the edit would be lost. "
+        "Edit the float model before freezing, or quanto.dequantize(model) first."
+    )
+
+
+def _set_item(x: Tensor, index: Any, value: Any) -> Any:
+    """torch takes a view of the item and writes into that: a dequantized copy, where the view is of half a byte."""
+    return refuse_edit("an assignment to items", x) if isinstance(x, QTensor) else NotImplemented
+
+
+def _set_data(x: Tensor, value: Any) -> Any:
+    """torch would exchange what lies below the codes and scales, which stay."""
+    return refuse_edit("an assignment to data", x) if isinstance(x, QTensor) else NotImplemented
 
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.linear: linear,
     torch._C._nn.linear: linear,
     F.embedding: _embedding,
+    Tensor.__setitem__: _set_item,
+    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
 }

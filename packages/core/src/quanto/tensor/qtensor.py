@@ -226,8 +226,10 @@ def is_small_float(dtype: torch.dtype) -> bool:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """`torch.equal`, also for one-byte floats, which torch 2.13 does not compare."""
-    if is_small_float(a.dtype) and a.dtype == b.dtype:
+    """Whether dtype, shape and values are the same; also of one-byte floats, which torch 2.13 does not compare."""
+    if a.dtype != b.dtype:
+        return False
+    if is_small_float(a.dtype):
         return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)) and a.shape == b.shape
     return torch.equal(a, b)
 

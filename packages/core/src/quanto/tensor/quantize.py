@@ -15,7 +15,9 @@ from ..quantizers import Target, get_quantizer
 from ..scheme import Scheme
 from .qtensor import QTensor
 
-__all__ = ["quantize_activation", "quantize_tensor"]
+__all__ = ["quantize_activation", "quantize_parts", "quantize_tensor"]
+
+_Parts = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def quantize_tensor(
@@ -48,6 +50,8 @@ def quantize_tensor(
         raise TypeError(f"x must be a floating tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     if isinstance(qtype, Scheme):
         scheme = qtype
+        if any(option is not None for option in (group_size, granularity, symmetric, algorithm, scale_dtype)):
+            raise ValueError(f"the scheme {scheme} says everything: give it alone, or a qtype with options")
     else:
         scheme = Scheme(
             get_qtype(qtype).name,
@@ -65,29 +69,34 @@ def quantize_tensor(
         if any(b <= 0 for b in block_size):
             raise ValueError(f"block_size must be positive, got {tuple(block_size)}")
         blocks = tuple(min(b, max(n, 1)) for b, n in zip(block_size, shape, strict=False))
-    target = Target(scheme.qtype, blocks, scheme.scales(x.dtype), scheme.is_symmetric)
-    with torch.no_grad():
-        tensors = _empty(x, target) if x.is_meta or x.numel() == 0 else _quantize(x.detach(), target, scheme.quantizer)
+    tensors = quantize_parts(x, scheme, blocks)
     return QTensor(
         *tensors, qtype=scheme.qtype, block_size=blocks, columns=shape[-1] if shape else 1, dtype=x.dtype, shape=shape
     )
 
 
-def _quantize(x: Tensor, target: Target, algorithm: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+@torch.no_grad()
+def quantize_parts(x: Tensor, scheme: Scheme, block_size: tuple[int, ...]) -> _Parts:
+    """The codes, scale, zero point and global scale of a floating tensor; traces, where a `QTensor` would not."""
+    target = Target(scheme.qtype, block_size, scheme.scales(x.dtype), scheme.is_symmetric)
+    return _empty(x, target) if x.is_meta or x.numel() == 0 else _quantize(x.detach(), target, scheme.quantizer)
+
+
+def _quantize(x: Tensor, target: Target, algorithm: str) -> _Parts:
     quantizer = get_quantizer(algorithm)
     x = x.contiguous()
     p = quantizer.parameters(x, target)
     return quantizer.codes(x if x.ndim else x.reshape(1), target, p), *p
 
 
-def _empty(x: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def _empty(x: Tensor, target: Target) -> _Parts:
     """Tensors of the right shapes without values, for meta tensors and empty ones."""
-    q, shape = target.qtype, tuple(x.shape)
+    q, shape = target.qtype, tuple(x.shape) or (1,)
     codes = x.new_empty((*shape[:-1], packing.packed_size(shape[-1], q.bits)), dtype=q.storage)
     sizes = scale_shape(shape, target.block_size)
     zero = None if target.symmetric else x.new_zeros(sizes, dtype=torch.int8)
-    shared = x.new_empty((), dtype=torch.float32) if q.two_level else None
-    return codes, x.new_empty(sizes, dtype=target.scale_dtype), zero, shared
+    shared = x.new_ones((), dtype=torch.float32) if q.two_level else None
+    return codes, x.new_ones(sizes, dtype=torch.float32).to(target.scale_dtype), zero, shared
 
 
 def quantize_activation(x: Tensor, qtype: str | QType, scale: Tensor | None = None) -> QTensor:
@@ -97,8 +106,18 @@ def quantize_activation(x: Tensor, qtype: str | QType, scale: Tensor | None = No
         x: floating, `[…, features]`.
         qtype: `"int8"` or a float8.
         scale: `[]`, static; None gives each token (row of the last dimension) its own.
+
+    Raises:
+        TypeError: if x is not floating.
+        ValueError: if the qtype is not one of activations, or the scale not one number.
     """
     q = get_qtype(qtype)
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a floating tensor, got {x.dtype}")
+    if q.bits != 8 or q.block is not None:
+        raise ValueError(f"activations must be int8 or float8, got {q.name}")
+    if scale is not None and scale.ndim:
+        raise ValueError(f"scale must be one number, got the shape {tuple(scale.shape)}")
     if scale is None:
         codes, scale = reference.dynamic_quantize(x, q.name, torch.float32)
         return QTensor(codes, scale, qtype=q, block_size=(*(1,) * (x.ndim - 1), x.shape[-1]), dtype=x.dtype)

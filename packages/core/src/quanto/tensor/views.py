@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .qtensor import QTensor, same
+from .qtensor import QTensor, is_small_float, same
 
 __all__ = ["cat", "permute", "swap", "swapped", "take", "view"]
 
@@ -20,8 +20,10 @@ __all__ = ["cat", "permute", "swap", "swapped", "take", "view"]
 def view(q: QTensor, shape: Sequence[int]) -> QTensor | None:
     """A new shape over the same values. A row-major view is always possible, if need be over unsettled codes."""
     if q.transposed:
-        return q if tuple(shape) == tuple(q.shape) else None
+        return q.rewrap(_same) if tuple(shape) == tuple(q.shape) else None
     new = _resolve(shape, q.numel())
+    if new is None:
+        return None
     if q.settled:
         settled = _settle(q, new)
         if settled is not None:
@@ -35,11 +37,11 @@ def _same(t: Tensor) -> Tensor:
     return t
 
 
-def _resolve(shape: Sequence[int], numel: int) -> tuple[int, ...]:
-    if -1 not in shape:
-        return tuple(shape)
+def _resolve(shape: Sequence[int], numel: int) -> tuple[int, ...] | None:
+    """The shape with -1 filled in; None where it holds another number of elements."""
     known = math.prod(n for n in shape if n != -1)
-    return tuple(numel // known if n == -1 else n for n in shape)
+    new = tuple(numel // max(known, 1) if n == -1 else n for n in shape)
+    return new if math.prod(new) == numel and (known or -1 not in shape) else None
 
 
 def _settle(q: QTensor, new: tuple[int, ...]) -> QTensor | None:
@@ -60,7 +62,7 @@ def _settle(q: QTensor, new: tuple[int, ...]) -> QTensor | None:
         return _with(q, codes, scale, zero, (*(1,) * len(lead), blocks[-1]), new)
     # One scale per leading index, the rest of the dimensions whole: any regrouping of the rest, and of the lead.
     kept = next((i for i, b in enumerate(blocks) if b != 1), len(blocks))
-    if q.qtype.bits == 8 and all(b >= n for b, n in zip(blocks[kept:], old[kept:], strict=True)):
+    if q.qtype.bits == 8 and q.numel() and all(b >= n for b, n in zip(blocks[kept:], old[kept:], strict=True)):
         rows, count, at = math.prod(old[:kept]), 1, 0
         while at < len(new) and count < rows:
             count *= new[at]
@@ -103,6 +105,8 @@ def swapped(dim: int, ndim: int) -> int:
 def permute(q: QTensor, dims: Sequence[int]) -> QTensor | None:
     """Reordered dimensions. Byte-wide codes are permuted as a view; of packed ones only the last two may be swapped."""
     n = q.ndim
+    if any(not -n <= d < n for d in dims):
+        return None
     order = [d % n for d in dims]
     if order == list(range(n)):
         return q.rewrap(_same)
@@ -139,10 +143,13 @@ def take(q: QTensor, dim: int, start: int, end: int, step: int = 1) -> QTensor |
     blocks, scale, zero = list(q.block_size), q.scale, q.zero_point
     if blocks:
         b = blocks[dim]
-        if b >= size and size > 1:
-            blocks[dim] = max(length, 1)
+        if length == 0:
+            scale, zero = (None if t is None else t.narrow(dim, 0, 0) for t in (scale, zero))  # type: ignore[assignment]
+            blocks[dim] = 1
+        elif b >= size and size > 1:
+            blocks[dim] = length
         elif b > 1:
-            if step != 1 or start % b or length == 0:
+            if step != 1 or start % b:
                 return None
             scale, zero = (None if t is None else t.narrow(dim, start // b, -(-length // b)) for t in (scale, zero))  # type: ignore[assignment]
             blocks[dim] = min(b, length)
@@ -156,7 +163,7 @@ def take(q: QTensor, dim: int, start: int, end: int, step: int = 1) -> QTensor |
 def cat(parts: Sequence[Tensor], dim: int) -> QTensor | None:
     """Joins tensors of one format whose scales can be joined too, or are equal."""
     first = parts[0]
-    if not isinstance(first, QTensor):
+    if not isinstance(first, QTensor) or not -first.ndim <= dim < first.ndim:
         return None
     dim %= first.ndim
     quantized: list[QTensor] = []
@@ -164,6 +171,11 @@ def cat(parts: Sequence[Tensor], dim: int) -> QTensor | None:
         if not isinstance(p, QTensor) or not p.settled or p.qtype != first.qtype or p.dtype != first.dtype:
             return None
         if p.ndim != first.ndim or (p.zero_point is None) != (first.zero_point is None):
+            return None
+        if len(p.block_size) != len(first.block_size):
+            return None
+        scales = {p.scale.dtype, first.scale.dtype}
+        if len(scales) > 1 and any(is_small_float(d) for d in scales):  # torch promotes no one-byte float
             return None
         if (p.global_scale is None) != (first.global_scale is None):
             return None

@@ -59,6 +59,8 @@ def judge(spec: KernelSpec, problem: Problem, got: object, coherent: bool = Fals
     if got.dtype != problem.request.dtype:
         return f"returned {got.dtype}, not {problem.request.dtype}"
     want = truth(problem)
+    if got.shape != want.shape:
+        return f"returned {tuple(got.shape)}, not {tuple(want.shape)}"
     unit = _unit(problem, want, coherent).clamp_min(torch.finfo(problem.request.dtype).tiny)
     return compare(got, want, tolerance(spec, problem), unit)
 
