@@ -14,11 +14,13 @@ from . import hook
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .cache import QuantoCacheLayer
     from .config import QuantoConfig
     from .quantizer import QuantoHfQuantizer
     from .registration import register
 
 __all__ = [
+    "QuantoCacheLayer",
     "QuantoConfig",
     "QuantoHfQuantizer",
     "__version__",
@@ -28,6 +30,7 @@ __all__ = [
 # Looked up when they are asked for: importing this package must not import transformers, nor be able to fail, since
 # `import torch` does it.
 _MODULES = {
+    "QuantoCacheLayer": "cache",
     "QuantoConfig": "config",
     "QuantoHfQuantizer": "quantizer",
     "register": "registration",

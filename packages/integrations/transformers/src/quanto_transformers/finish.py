@@ -16,6 +16,7 @@ from quanto.nn.slot import PARTS
 from . import conversions, skeleton
 from .adapter import is_sharded
 from .files import where_is
+from .kv_config import KVCacheConfig
 from .layers import describe
 from .quantize_op import quantize_weight
 
@@ -49,7 +50,16 @@ def finish(model: Any, quantizer: QuantoHfQuantizer) -> None:
     model._weight_conversions = conversions.for_saving(
         getattr(model, "_weight_conversions", None) or [], model, quantizer.quantized
     )
+    _set_cache(model, quantizer.quantization_config.kv_cache)
     quantizer.quantization_config.modules = [layers.to_dict() for layers in describe(model)]
+
+
+def _set_cache(model: Any, kv_cache: dict[str, Any] | None) -> None:
+    """Lets `generate` use the quantized cache of the config, unless it is told otherwise."""
+    generation = getattr(model, "generation_config", None)
+    if kv_cache is not None and generation is not None:
+        generation.cache_implementation = "quantized"
+        generation.cache_config = KVCacheConfig.parse(kv_cache).to_cache_config()
 
 
 def _is_offloaded(model: Any) -> bool:

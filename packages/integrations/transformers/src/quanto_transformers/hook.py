@@ -46,6 +46,7 @@ HOSTS = (
     Host("transformers.quantizers.auto", "quanto_transformers.quantizer", "register"),
     # imported after it: for a program that imports the above before torch, which it imports when it is half done
     Host("transformers.modeling_utils", "quanto_transformers.quantizer", "register"),
+    Host("transformers.cache_utils", "quanto_transformers.cache", "register_cache"),
 )
 _WAITED_FOR = {name for host in HOSTS for name in (host.name, host.ours)}
 

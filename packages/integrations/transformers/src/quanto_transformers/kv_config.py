@@ -15,6 +15,7 @@ __all__ = ["KVCacheConfig"]
 _BITS = {8: "int8", 4: "int4", 3: "int3", 2: "int2"}
 #: names that transformers' `cache_config` and this class have for the same thing.
 _STOCK = {"q_group_size": "group_size", "nbits": "weights"}
+_AXES = {"axis_key": "per_channel_keys", "axis_value": "per_channel_values"}
 _IGNORED = ("backend", "device", "compute_dtype")
 
 
@@ -24,17 +25,19 @@ class KVCacheConfig:
 
     Attributes:
         weights: qtype of keys and values: `"int8"`, `"int4"`, `"int2"`, `"float8"` …
-        group_size: how many elements share a scale: tokens of one channel for keys, channels of one token for values.
+        group_size: how many elements share a scale: tokens of one channel, or channels of one token.
         residual_length: the newest tokens, which stay floating: quantized once, when so many have come together, and
             never again.
         per_channel_keys: whether keys have a scale per channel, over groups of tokens, rather than per token. Channels
             of keys differ by orders of magnitude in many models (KIVI, Liu et al., 2024, arXiv:2402.02750).
+        per_channel_values: the same for values, whose channels don't.
     """
 
     weights: str = "int4"
     group_size: int = 64
     residual_length: int = 128
     per_channel_keys: bool = True
+    per_channel_values: bool = False
 
     def __post_init__(self) -> None:
         qtype = get_qtype(self.weights)
@@ -45,14 +48,18 @@ class KVCacheConfig:
             value = getattr(self, name)
             if type(value) is not int or value <= 0:
                 raise ValueError(f"kv_cache: {name} must be a positive integer, got {value!r}")
-        if type(self.per_channel_keys) is not bool:
-            raise ValueError(f"kv_cache: per_channel_keys must be True or False, got {self.per_channel_keys!r}")
+        for name in ("per_channel_keys", "per_channel_values"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"kv_cache: {name} must be True or False, got {getattr(self, name)!r}")
+        if self.group_size * qtype.bits % 8:
+            raise ValueError(f"kv_cache: groups of {self.group_size} {qtype.name} are no whole bytes")
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> KVCacheConfig:
-        """Reads this class' fields, or those of transformers' `cache_config` such as `nbits` and `axis_key`.
+        """Reads this class' fields, or those of transformers' `cache_config`.
 
-        `axis_key=-1` asks for keys per channel, as does leaving it out; `axis_key=0` for keys per token.
+        These are `nbits` (2, 3, 4, 8, or the name of a qtype), `q_group_size`, `residual_length`, and `axis_key` and
+        `axis_value`: 0 for a scale per token, -1 for one per channel.
 
         Raises:
             ValueError: for an unknown or unfit field.
@@ -62,15 +69,14 @@ class KVCacheConfig:
         fields: dict[str, Any] = {}
         for key, value in data.items():
             name = _STOCK.get(key, key)
-            if key == "nbits":
+            if key == "nbits" and not isinstance(value, str):
                 if value not in _BITS:
                     raise ValueError(f"kv_cache: nbits must be one of {', '.join(map(str, _BITS))}, got {value!r}")
                 value = _BITS[value]
-            if key in ("axis_key", "axis_value"):
+            if key in _AXES:
                 if value not in (0, -1):
                     raise ValueError(f"kv_cache: {key} must be 0 or -1, got {value!r}")
-                if key == "axis_key":
-                    fields["per_channel_keys"] = value == -1
+                fields[_AXES[key]] = value == -1
             elif name in {f.name for f in dataclasses.fields(cls)}:
                 fields[name] = value
             elif key not in _IGNORED:
@@ -81,3 +87,14 @@ class KVCacheConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return dataclasses.asdict(self)
+
+    def to_cache_config(self) -> dict[str, Any]:
+        """The same in transformers' words, as `generation_config.cache_config` holds them."""
+        return {
+            "backend": "quanto",
+            "nbits": self.weights,
+            "q_group_size": self.group_size,
+            "residual_length": self.residual_length,
+            "axis_key": -1 if self.per_channel_keys else 0,
+            "axis_value": -1 if self.per_channel_values else 0,
+        }

@@ -24,6 +24,11 @@ def register() -> None:
 
 def register_cache() -> None:
     """Makes the backend "quanto" of quantized caches mean this package."""
+    from transformers import cache_utils
+
+    from .cache import QuantoCacheLayer
+
+    cache_utils.QuantoQuantizedLayer = QuantoCacheLayer
 
 
 def register_peft() -> None:
