@@ -173,3 +173,17 @@ def test_a_request_says_what_the_layer_asks() -> None:
     assert (request.op, request.activations, request.dtype, request.zero_point) == ("linear", "", torch.float16, "int")
     embedding: Any = quanto.freeze(quanto.quantize(nn.Embedding(8, 32), rules={"*": "int8"}))
     assert embedding.request().op == "embedding"
+
+
+def test_another_dtype_gets_the_arrangement_that_its_kernel_wants() -> None:
+    layer = quanto.freeze(quanto.quantize(nn.Linear(64, 32).to(torch.bfloat16), "int4", group_size=32))
+    x, expected = X.to(torch.bfloat16), layer.weight.dequantize()
+    before = layer(x)
+    arranged = layer._slots["weight"].layout
+    layer.float()
+    wanted = quanto.kernels.choose(layer.request(), any_layout=True).spec.layout
+    assert layer._slots["weight"].layout == wanted
+    assert torch.equal(layer.weight.dequantize(torch.bfloat16), expected)
+    layer.to(torch.bfloat16)
+    assert layer._slots["weight"].layout == arranged
+    assert torch.equal(layer(x), before)

@@ -224,10 +224,12 @@ class QModule(nn.Module):
             return moved
 
         result = super()._apply(careful, recurse)  # type: ignore[no-untyped-call]
+        arranged = leaves
         if probe is not None and probe.is_floating_point():
             for slot in self._slots.values():
+                arranged |= slot.layout != CANONICAL and slot.dtype != probe.dtype
                 slot.dtype = probe.dtype
-        if leaves:
+        if arranged:  # another device or dtype may have another best kernel
             self.arrange()
         return result
 
