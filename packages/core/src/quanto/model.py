@@ -307,3 +307,4 @@ def arrange(model: nn.Module, layout: str | None = None) -> None:
     for module in found:
         if not any(id(module._parameters.get(f"{n}_packed")) in tied for n in module._slots):
             module.arrange(layout)
+            module._arranges = layout is None

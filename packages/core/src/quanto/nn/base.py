@@ -40,6 +40,8 @@ class QModule(nn.Module):
     quantizes_input: ClassVar[bool] = False
     quantizes_output: ClassVar[bool] = False
 
+    #: whether weights are arranged anew when they move; not so while other modules hold them too
+    _arranges: bool = False
     _slots: dict[str, Slot]
     _float_class: type[nn.Module]
     input_scale: Tensor | None
@@ -162,6 +164,8 @@ class QModule(nn.Module):
 
     def arrange(self, layout: str | None = None) -> None:
         """Arranges frozen weights for the fastest kernel of their device, or as named (`"canonical"` undoes it)."""
+        if layout is None:
+            self._arranges = True
         for name, slot in self._slots.items():
             if f"{name}_packed" not in self._parameters:
                 continue
@@ -224,12 +228,10 @@ class QModule(nn.Module):
             return moved
 
         result = super()._apply(careful, recurse)  # type: ignore[no-untyped-call]
-        arranged = leaves
         if probe is not None and probe.is_floating_point():
             for slot in self._slots.values():
-                arranged |= slot.layout != CANONICAL and slot.dtype != probe.dtype
                 slot.dtype = probe.dtype
-        if arranged:  # another device or dtype may have another best kernel
+        if self._arranges:  # another device or dtype may have another best kernel
             self.arrange()
         return result
 

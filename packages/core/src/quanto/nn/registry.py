@@ -147,7 +147,8 @@ def restore(module: QModule) -> nn.Module:
             module._parameters[name] = nn.Parameter(value)
     for name in ("input_scale", "output_scale"):
         module._buffers.pop(name, None)
-    module.__dict__.pop("_scheme", None)
+    for name in ("_scheme", "_arranges"):
+        module.__dict__.pop(name, None)
     del module.__dict__["_slots"]
     module.__class__ = module.__dict__.pop("_float_class")
     return module
