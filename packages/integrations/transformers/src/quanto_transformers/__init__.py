@@ -15,6 +15,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .cache import QuantoCacheLayer
+    from .calibration import calibrate
     from .config import QuantoConfig
     from .quantizer import QuantoHfQuantizer
     from .registration import register
@@ -24,6 +25,7 @@ __all__ = [
     "QuantoConfig",
     "QuantoHfQuantizer",
     "__version__",
+    "calibrate",
     "register",
 ]
 
@@ -33,6 +35,7 @@ _MODULES = {
     "QuantoCacheLayer": "cache",
     "QuantoConfig": "config",
     "QuantoHfQuantizer": "quantizer",
+    "calibrate": "calibration",
     "register": "registration",
 }
 

@@ -20,7 +20,7 @@ from .adapter import watch_missing
 from .config import QuantoConfig
 from .files import check_files
 from .finish import dequantize, finish, missing
-from .layers import parse_layers
+from .layers import describe, parse_layers
 from .selection import select
 from .standins import StandIns
 
@@ -114,6 +114,12 @@ class QuantoHfQuantizer(HfQuantizer):  # type: ignore[misc]
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         """`model.dequantize()`: float weights that carry the quantization error."""
         return dequantize(model, dtype)
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:
+        """The first thing that saving asks, before the config is written: it will say what the model is now."""
+        if not getattr(model, "_hf_peft_config_loaded", False):
+            model.config.quantization_config.modules = [layers.to_dict() for layers in describe(model)]
+        return None, {}
 
     # -- what a quantized model can do ---------------------------------------------------------------------------------
 
