@@ -31,7 +31,8 @@ CONSTRAINTS = ROOT / "constraints.txt"
 BACKENDS = sorted(path.parent for path in ROOT.glob("packages/backends/*/pyproject.toml"))
 INTEGRATIONS = sorted(path.parent for path in ROOT.glob("packages/integrations/*/pyproject.toml"))
 
-BUILD = ("build", "editables", "hatchling>=1.27", "setuptools>=77", "wheel")  # the build backends, without isolation
+# The build backends, without isolation: a build in isolation would resolve a torch of its own.
+BUILD = ("build", "cmake>=3.18", "editables", "hatchling>=1.27", "ninja", "scikit-build-core>=0.10", "setuptools>=77")
 TEST = ("pytest>=8", "pytest-xdist", "hypothesis>=6.100")
 TOOLS = ("mypy", "nox", "packaging", "pytest-cov", "virtualenv")
 DEMO = ("matplotlib", "rich", "transformers", "typer")

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+// AVX2 with FMA and F16C: 16 rows in two registers. Compiled once more with AVX-VNNI, for processors that have it.
+#include <immintrin.h>
+
+#include "scalar.h"
+
+namespace quanto {
+namespace {
+
+struct V {
+  struct F {
+    __m256 a, b;
+  };
+  struct I {
+    __m256i a, b;
+  };
+  struct Table {
+    __m256 low, high;
+  };
+  using Bytes = __m256i;
+  static constexpr bool kLookup = false;
+  static constexpr int kWidth = 1, kExactTile = 6, kSmallTile = 4, kIntegerTile = 4;
+
+  static F both(__m256 v) { return {v, v}; }
+  static I both(__m256i v) { return {v, v}; }
+  static F zero() { return both(_mm256_setzero_ps()); }
+  static F set(float v) { return both(_mm256_set1_ps(v)); }
+  static F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static void store(float* p, F v) { _mm256_storeu_ps(p, v.a), _mm256_storeu_ps(p + 8, v.b); }
+  static F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+  static F sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+  static F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+  static F fmadd(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+  static F fnmadd(F x, F y, F z) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }
+
+  static I izero() { return both(_mm256_setzero_si256()); }
+  static I load_words(const void* p) {
+    const auto* q = static_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+  }
+  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  template <int N> static I shr(I x) { return N ? I{_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)} : x; }
+  template <int N> static I shl(I x) { return N ? I{_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)} : x; }
+  template <int N> static I sar(I x) { return {_mm256_srai_epi32(x.a, N), _mm256_srai_epi32(x.b, N)}; }
+  static I band(I x, uint32_t m) {
+    const __m256i mask = _mm256_set1_epi32(static_cast<int>(m));
+    return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+  }
+  static I bxor(I x, uint32_t m) {
+    const __m256i mask = _mm256_set1_epi32(static_cast<int>(m));
+    return {_mm256_xor_si256(x.a, mask), _mm256_xor_si256(x.b, mask)};
+  }
+  static I bor(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+  static I merge(I x, I y) { return bor(band(x, 3), band(y, ~3u)); }
+  static F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+  static F as_float(I x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
+  static Table table(const float* values) { return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)}; }
+  static __m256 look(Table t, __m256i index) {  // only the low four bits count; bit 3 becomes the sign that selects
+    const __m256 low = _mm256_permutevar8x32_ps(t.low, index), high = _mm256_permutevar8x32_ps(t.high, index);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+  }
+  static F lookup(Table t, I x) { return {look(t, x.a), look(t, x.b)}; }
+  static Bytes bytes(const uint8_t* values) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
+  }
+  static I shuffle(Bytes t, I x) { return {_mm256_shuffle_epi8(t, x.a), _mm256_shuffle_epi8(t, x.b)}; }
+
+#ifdef __AVXVNNI__
+  template <bool Full> static I quads(I bytes) { return bytes; }
+  template <bool Full> static __m256i spread(int32_t quad) { return _mm256_set1_epi32(quad); }
+  static I dot(I sum, I quads, __m256i x) {
+    return {_mm256_dpbusd_avx_epi32(sum.a, quads.a, x), _mm256_dpbusd_avx_epi32(sum.b, quads.b, x)};
+  }
+#else
+  // Bytes of the full range: 255 * 127 + 255 * 127 does not fit 16 bits, so both factors are widened first.
+  struct Wide {
+    I even, odd;
+  };
+  struct WideX {
+    __m256i even, odd;
+  };
+  template <bool Full> static auto quads(I bytes) {
+    if constexpr (Full) {
+      return Wide{band(bytes, 0x00ff00ffu), {_mm256_srli_epi16(bytes.a, 8), _mm256_srli_epi16(bytes.b, 8)}};
+    } else {
+      return bytes;
+    }
+  }
+  template <bool Full> static auto spread(int32_t quad) {
+    const __m256i x = _mm256_set1_epi32(quad);
+    if constexpr (Full) {
+      return WideX{_mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), _mm256_srai_epi16(x, 8)};
+    } else {
+      return x;
+    }
+  }
+  static __m256i dot(__m256i sum, __m256i quads, __m256i x) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(quads, x), _mm256_set1_epi16(1)));
+  }
+  static __m256i dot(__m256i sum, __m256i even, __m256i odd, WideX x) {
+    return _mm256_add_epi32(sum, _mm256_add_epi32(_mm256_madd_epi16(even, x.even), _mm256_madd_epi16(odd, x.odd)));
+  }
+  static I dot(I sum, I quads, __m256i x) { return {dot(sum.a, quads.a, x), dot(sum.b, quads.b, x)}; }
+  static I dot(I sum, Wide w, WideX x) { return {dot(sum.a, w.even.a, w.odd.a, x), dot(sum.b, w.even.b, w.odd.b, x)}; }
+#endif
+
+  static __m256 load8(const void* p, int64_t at, Type type) {
+    switch (type) {
+      case Type::kFloat: return _mm256_loadu_ps(static_cast<const float*>(p) + at);
+      case Type::kBFloat16: {
+        const auto* q = reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(p) + at);
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), 16));
+      }
+      case Type::kHalf:
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(p) + at)));
+      default:
+        return _mm256_cvtepi32_ps(
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const int8_t*>(p) + at))));
+    }
+  }
+  static F load_as(const void* p, Type type) { return {load8(p, 0, type), load8(p, 8, type)}; }
+
+  static void store8(void* data, int64_t at, Type type, __m256 v) {
+    if (type == Type::kFloat) {
+      _mm256_storeu_ps(static_cast<float*>(data) + at, v);
+      return;
+    }
+    __m128i half;
+    if (type == Type::kHalf) {
+      half = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    } else {
+      const __m256i bits = _mm256_castps_si256(v);
+      const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+      __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+      const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+      rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+      half = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+    }
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(data) + at), half);
+  }
+  static bool store_as(void* data, int64_t at, Type type, F v, float) {
+    if (type == Type::kInt8) return false;
+    store8(data, at, type, v.a);
+    store8(data, at + 8, type, v.b);
+    return true;
+  }
+  static void store_one(void* data, int64_t at, Type type, float v, float scale) { store_scalar(data, at, type, v, scale); }
+
+  static void load_many(const void* x, int64_t at, Type type, int64_t count, float* out) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) _mm256_storeu_ps(out + i, load8(x, at + i, type));
+    for (; i < count; ++i) out[i] = load_scalar(x, at + i, type);
+  }
+  static void store_many(void* data, int64_t at, Type type, int64_t count, const float* values) {
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) store8(data, at + i, type, _mm256_loadu_ps(values + i));
+    for (; i < count; ++i) store_scalar(data, at + i, type, values[i], 0);
+  }
+  static float across(__m256 v, bool largest) {
+    alignas(32) float parts[8];
+    _mm256_store_ps(parts, v);
+    float out = parts[0];
+    for (int i = 1; i < 8; ++i) out = largest ? std::max(out, parts[i]) : out + parts[i];
+    return out;
+  }
+  static float sum(const float* p, int64_t count) {
+    __m256 a = _mm256_setzero_ps(), b = a;
+    float tail = 0;
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) a = _mm256_add_ps(a, _mm256_loadu_ps(p + i)), b = _mm256_add_ps(b, _mm256_loadu_ps(p + i + 8));
+    for (; i < count; ++i) tail += p[i];
+    return across(_mm256_add_ps(a, b), false) + tail;
+  }
+  static float peak(const float* p, int64_t count) {
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 most = _mm256_setzero_ps(), nans = most;
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+      const __m256 v = _mm256_loadu_ps(p + i);
+      most = _mm256_max_ps(most, _mm256_and_ps(v, magnitude));
+      nans = _mm256_fmadd_ps(v, _mm256_setzero_ps(), nans);
+    }
+    float m = across(most, true), n = across(nans, false);
+    for (; i < count; ++i) m = std::max(m, std::fabs(p[i])), n += p[i] * 0;
+    return m + n;
+  }
+  static void quantize(const float* p, float factor, int64_t count, int8_t* out) {
+    const __m256 f = _mm256_set1_ps(factor);
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+      const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(p + i), f));
+      const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(p + i + 8), f));
+      const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+      const __m128i c = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), c);
+    }
+    for (; i < count; ++i) out[i] = nearest_int8(p[i] * factor);
+  }
+};
+
+}  // namespace
+}  // namespace quanto
+
+#include "linear.h"
+
+namespace quanto {
+
+#ifdef __AVXVNNI__
+extern const Kernels kAvxVnni = {
+    "avx2_vnni", V::kExactTile, V::kSmallTile, V::kIntegerTile, V::kWidth,
+    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avxvnni"); },
+#else
+extern const Kernels kAvx2 = {
+    "avx2", V::kExactTile, V::kSmallTile, V::kIntegerTile, V::kWidth,
+    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
+#endif
+    exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};
+
+}  // namespace quanto

@@ -1,0 +1,528 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operators, bound through torch's stable ABI: one binary serves every torch from 2.11 on. Their schemas are those of
+// quanto.ops, defined in Python; `…_panels` take weights in the layout of format.h, the others canonical ones.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#if defined(QUANTO_X86)
+#include <immintrin.h>
+#endif
+
+#include "problem.h"
+#include "quantize.h"
+#include "rows.h"
+
+namespace quanto {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Type type_of(ScalarType type, const char* what) {
+  switch (type) {
+    case ScalarType::Float: return Type::kFloat;
+    case ScalarType::BFloat16: return Type::kBFloat16;
+    case ScalarType::Half: return Type::kHalf;
+    case ScalarType::Char: return Type::kInt8;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, what, " must be float32, bfloat16, float16 or int8");
+  return Type::kNone;
+}
+
+void check_floating(const Tensor& t, const char* what) {
+  const ScalarType type = t.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, what,
+                  " must be float32, bfloat16 or float16");
+}
+
+Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+// Lets subnormal numbers be what they are: float8 codes are decoded through them.
+class Subnormals {
+ public:
+#if defined(QUANTO_X86)
+  Subnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
+  ~Subnormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#endif
+};
+
+// A weight and the tensors that keep its memory.
+struct Held {
+  Weight w;
+  std::vector<Tensor> tensors;
+};
+
+Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero, const std::optional<Tensor>& global,
+            const std::string& qtype, const std::vector<int64_t>& block, int64_t k, bool panels) {
+  Held held;
+  Weight& w = held.w;
+  w.format = find_format(qtype.c_str());
+  STD_TORCH_CHECK(w.format != nullptr, "qtype ", qtype, " is unknown to quanto-backend-cpu");
+  STD_TORCH_CHECK(codes.dim() == 2, "codes must have two dimensions, got ", codes.dim());
+  w.n = codes.size(0);
+  w.k = k;
+  const bool whole = block.empty();
+  STD_TORCH_CHECK(whole || (block.size() == 2 && block[0] > 0 && block[1] > 0), "block_size must be empty or two positive numbers");
+  w.group = whole ? std::max<int64_t>(k, 1) : std::min(block[1], std::max<int64_t>(k, 1));
+  w.groups = k == 0 ? 0 : (k + w.group - 1) / w.group;
+  w.units = (w.group + w.format->unit - 1) / w.format->unit;
+  held.tensors = {dense(codes), dense(scale)};
+  w.codes = static_cast<const uint8_t*>(held.tensors[0].const_data_ptr());
+  w.scale = held.tensors[1].const_data_ptr();
+  w.scale_type = type_of(scale.scalar_type(), "scale");
+  const int64_t row_bytes = panels ? panel_bytes(w) / kRows : (k * w.format->bits + 7) / 8;
+  STD_TORCH_CHECK(codes.size(1) == row_bytes, "codes must have ", row_bytes, " bytes a row for ", k, " features of ", qtype, ", got ",
+                  codes.size(1));
+  w.stride = row_bytes;
+  w.ready = panels ? w.n / kRows : 0;
+  w.scale_rows = whole || panels ? 1 : block[0];
+  w.scale_stride = whole && !panels ? 0 : w.groups;
+  const int64_t rows = (w.n + w.scale_rows - 1) / w.scale_rows, scales = w.scale_stride ? rows * w.groups : 1;
+  STD_TORCH_CHECK(scale.numel() == scales, "scale must have ", scales, " elements, got ", scale.numel());
+  if (zero.has_value()) {
+    STD_TORCH_CHECK(zero->numel() == scales, "zero_point must have ", scales, " elements, got ", zero->numel());
+    held.tensors.push_back(dense(*zero));
+    w.zero = held.tensors.back().const_data_ptr();
+    w.zero_type = type_of(zero->scalar_type(), "zero_point");
+  }
+  if (global.has_value()) {
+    STD_TORCH_CHECK(global->numel() == 1 && global->scalar_type() == ScalarType::Float, "global_scale must be one float32");
+    w.global = *static_cast<const float*>(global->const_data_ptr());
+  }
+  return held;
+}
+
+// -- linear -----------------------------------------------------------------------------------------------------------
+
+struct Free {
+  void operator()(void* p) const { ::operator delete[](p, std::align_val_t(64)); }
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], Free>;
+template <class T>
+Buffer<T> allocate(int64_t count) {
+  return Buffer<T>(static_cast<T*>(::operator new[](sizeof(T) * std::max<int64_t>(count, 1), std::align_val_t(64))));
+}
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr int64_t kRowsAtOnce = 504;        // activations prepared at once: a multiple of every tile
+constexpr int64_t kGrain = int64_t{1} << 18;  // multiply-adds that are worth a thread
+
+template <class Body>
+void parallel(int64_t count, int64_t work, const Body& body) {
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(work, 1));
+  if (count <= grain) {
+    body(0, count);
+  } else {
+    torch::stable::parallel_for(0, count, grain, body);
+  }
+}
+
+int integer_tile(int64_t rows, int largest) {
+  for (const int tile : {1, 2, 4, 8}) {
+    if (rows <= tile && tile <= largest) return tile;
+  }
+  if (largest <= 8) return largest;
+  const int64_t cost8 = divide_up(rows, 8) * 19, cost12 = divide_up(rows, largest) * (2 * largest + 3);
+  return cost8 < cost12 ? 8 : largest;
+}
+
+int exact_tile(int64_t rows, int largest) { return static_cast<int>(divide_up(rows, divide_up(rows, largest))); }
+
+int small_tile(int64_t rows, int largest) {
+  for (const int tile : {1, 2, 4}) {
+    if (rows <= tile) return tile;
+  }
+  return largest;
+}
+
+// What multiplies the rows of x, given as it is: values of `type`, or int8 codes with scales.
+struct Rows {
+  const uint8_t* data;
+  Type type;
+  int64_t count;
+  const float* scales = nullptr;  // of int8: one, or one a row
+  bool many = false;
+};
+
+// How to compute: integers, or floats decoded as they go where rows are few, or floats decoded in blocks.
+enum class Way { kInteger, kFloat, kBlocks };
+
+void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_t* out, Type out_type, const float* bias,
+         float out_scale) {
+  const int width = kernels.width;
+  const bool integer = way == Way::kInteger;
+  for (int64_t first = 0; first < x.count; first += kRowsAtOnce) {
+    Activations a;
+    a.rows = std::min(kRowsAtOnce, x.count - first);
+    const uint8_t* rows = x.data + first * w.k * size_of(x.type);
+    Output output{out + first * w.n * size_of(out_type), out_type, bias, out_scale};
+    const bool few = way == Way::kFloat && a.rows <= kernels.small_tile;
+    a.tile = integer ? integer_tile(a.rows, kernels.integer_tile)
+             : few   ? small_tile(a.rows, kernels.small_tile)
+                     : exact_tile(a.rows, kernels.exact_tile);
+    const int64_t tiles = divide_up(a.rows, a.tile), padded = tiles * a.tile;
+    // int8 codes: sums of up to 65536 products fit 32 bits. Floats: a scale for each 256 positions at the most.
+    const int64_t limit = !integer ? w.units : x.type == Type::kInt8 ? 65536 / w.format->unit : 256 / w.format->unit;
+    a.block = std::min(w.units, limit);
+    a.blocks = divide_up(w.units, a.block);
+    const int64_t sums = padded * w.groups * a.blocks;
+    Buffer<float> values, scales, totals;
+    Buffer<int32_t> quads;
+    if (integer) {
+      quads = allocate<int32_t>(padded * w.padded() / 4);
+      scales = allocate<float>(sums);
+      a.quads = quads.get();
+      a.scales = scales.get();
+    } else {
+      values = allocate<float>(padded * w.padded());
+      a.values = values.get();
+    }
+    if (integer || few) {
+      totals = allocate<float>(sums);
+      a.sums = totals.get();
+    }
+    std::atomic<bool> finite{true};
+    parallel(tiles, w.k * a.tile * 4, [&](int64_t begin, int64_t end) {
+      if (!integer) {
+        if (!kernels.prepare_exact(w, rows, x.type, w.k, a, begin, end)) finite = false;
+        return;
+      }
+      if (!kernels.prepare_integer(w, rows, x.type, w.k, a, begin, end)) finite = false;
+      if (x.type != Type::kInt8) return;
+      const int64_t each = w.groups * a.blocks;
+      for (int64_t i = begin * each * a.tile; i < end * each * a.tile; ++i) {
+        const int64_t row = i / (each * a.tile) * a.tile + i % a.tile;
+        a.scales[i] = row < a.rows ? x.scales[x.many ? first + row : 0] : 0;
+      }
+    });
+    if (!finite) {  // infinity and NaN have no int8, and infinite sums cannot be taken off again
+      run(kernels, w, {rows, x.type, a.rows}, Way::kBlocks, static_cast<uint8_t*>(output.data), out_type, bias, out_scale);
+      continue;
+    }
+    const auto kernel = integer ? kernels.integer : few ? kernels.small : kernels.exact;
+    const int64_t pairs = divide_up(w.panels(), width);
+    parallel(pairs, a.rows * w.padded() * kRows * width, [&](int64_t begin, int64_t end) {
+      Subnormals guard;
+      kernel(w, a, output, begin * width, std::min(end * width, w.panels()));
+    });
+  }
+}
+
+Buffer<float> floats(const Tensor& t) {
+  const Tensor held = dense(t);
+  Buffer<float> out = allocate<float>(t.numel());
+  const Type type = type_of(t.scalar_type(), "bias");
+  for (int64_t i = 0; i < t.numel(); ++i) out[i] = load_number(held.const_data_ptr(), i, type);
+  return out;
+}
+
+Buffer<float> bias_of(const std::optional<Tensor>& bias, int64_t n) {
+  if (!bias.has_value()) return nullptr;
+  STD_TORCH_CHECK(bias->numel() == n, "bias must have ", n, " elements, got ", bias->numel());
+  return floats(*bias);
+}
+
+Tensor output_like(const Tensor& x, int64_t n, ScalarType type) {
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = n;
+  return torch::stable::new_empty(x, shape, type);
+}
+
+template <bool kPanels, bool kInteger>
+Tensor linear(const Tensor& x, const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero,
+              const std::optional<Tensor>& global, const std::optional<Tensor>& bias, const std::string& qtype,
+              const std::vector<int64_t>& block) {
+  check_floating(x, "x");
+  STD_TORCH_CHECK(x.dim() > 0, "x must have at least one dimension");
+  const Held held = weight(codes, scale, zero, global, qtype, block, x.size(-1), kPanels);
+  const Tensor rows = dense(x);
+  Tensor out = output_like(x, held.w.n, x.scalar_type());
+  const Buffer<float> b = bias_of(bias, held.w.n);
+  const Type type = type_of(x.scalar_type(), "x");
+  int64_t count = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) count *= x.size(i);
+  if (out.numel() == 0) return out;
+  const bool integer = kInteger && held.w.format->byte_scale != 0;
+  run(kernels(), held.w, {static_cast<const uint8_t*>(rows.const_data_ptr()), type, count}, integer ? Way::kInteger : Way::kFloat,
+      static_cast<uint8_t*>(out.mutable_data_ptr()), type, b.get(), 0);
+  return out;
+}
+
+template <bool kPanels>
+Tensor scaled_linear(const Tensor& x_codes, const Tensor& x_scale, const Tensor& codes, const Tensor& scale,
+                     const std::optional<Tensor>& zero, const std::optional<Tensor>& global, const std::optional<Tensor>& bias,
+                     const std::string& x_qtype, const std::string& qtype, const std::vector<int64_t>& block,
+                     const std::optional<Tensor>& out_scale, ScalarType dtype) {
+  STD_TORCH_CHECK(x_qtype == "int8" && x_codes.scalar_type() == ScalarType::Char, "x_codes must be int8, got ", x_qtype);
+  STD_TORCH_CHECK(x_codes.dim() > 0, "x_codes must have at least one dimension");
+  const Held held = weight(codes, scale, zero, global, qtype, block, x_codes.size(-1), kPanels);
+  const ScalarType type = out_scale.has_value() ? ScalarType::Char : dtype;
+  Tensor out = output_like(x_codes, held.w.n, type);
+  int64_t count = 1;
+  for (int64_t i = 0; i + 1 < x_codes.dim(); ++i) count *= x_codes.size(i);
+  STD_TORCH_CHECK(x_scale.numel() == 1 || x_scale.numel() == count, "x_scale must have 1 or ", count, " elements, got ", x_scale.numel());
+  if (out.numel() == 0) return out;
+  const Buffer<float> b = bias_of(bias, held.w.n), scales = floats(x_scale);
+  const Tensor rows = dense(x_codes);
+  const float result_scale = out_scale.has_value() ? floats(*out_scale)[0] : 0;
+  Rows x{static_cast<const uint8_t*>(rows.const_data_ptr()), Type::kInt8, count, scales.get(), x_scale.numel() > 1};
+  const Format& f = *held.w.format;
+  const bool integer = f.code <= Code::kInt2 || f.byte_scale == .5f;  // nf4 and float8 are no multiples of a step
+  Buffer<float> values;
+  if (!integer) {
+    const int64_t k = held.w.k;
+    values = allocate<float>(count * k);
+    const auto* from = reinterpret_cast<const int8_t*>(x.data);
+    parallel(count, k, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * k; i < end * k; ++i) values[i] = static_cast<float>(from[i]) * scales[x.many ? i / k : 0];
+    });
+    x = {reinterpret_cast<const uint8_t*>(values.get()), Type::kFloat, count};
+  }
+  run(kernels(), held.w, x, integer ? Way::kInteger : Way::kFloat, static_cast<uint8_t*>(out.mutable_data_ptr()), type_of(type, "dtype"), b.get(), result_scale);
+  return out;
+}
+
+// -- values of weights ------------------------------------------------------------------------------------------------
+
+template <bool kPanels>
+Tensor dequantize(const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero, const std::optional<Tensor>& global,
+                  const std::string& qtype, const std::vector<int64_t>& block, int64_t size, ScalarType dtype) {
+  const Held held = weight(codes, scale, zero, global, qtype, block, size, kPanels);
+  const Type type = type_of(dtype, "dtype");
+  Tensor out = torch::stable::new_empty(codes, {held.w.n, size}, dtype);
+  if (out.numel() == 0) return out;
+  void* data = out.mutable_data_ptr();
+  parallel(held.w.panels(), size * kRows, [&](int64_t begin, int64_t end) {
+    Subnormals guard;
+    kernels().dequantize(held.w, begin, end, data, type);
+  });
+  return out;
+}
+
+template <bool kPanels>
+Tensor embedding(const Tensor& indices, const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero,
+                 const std::optional<Tensor>& global, const std::string& qtype, const std::vector<int64_t>& block, int64_t size,
+                 ScalarType dtype) {
+  const Held held = weight(codes, scale, zero, global, qtype, block, size, kPanels);
+  const Type type = type_of(dtype, "dtype");
+  const bool wide = indices.scalar_type() == ScalarType::Long;
+  STD_TORCH_CHECK(wide || indices.scalar_type() == ScalarType::Int, "indices must be int64 or int32");
+  const Tensor at = dense(indices);
+  std::vector<int64_t> shape(indices.sizes().begin(), indices.sizes().end());
+  shape.push_back(size);
+  Tensor out = torch::stable::new_empty(codes, shape, dtype);
+  const int64_t count = indices.numel(), row_bytes = size * size_of(type);
+  const void* data = at.const_data_ptr();
+  auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
+  std::atomic<int64_t> wrong{-1};
+  parallel(count, size * 8, [&](int64_t begin, int64_t end) {
+    Subnormals guard;
+    const RowDecoder decode(held.w);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = wide ? static_cast<const int64_t*>(data)[i] : static_cast<const int32_t*>(data)[i];
+      if (row < 0 || row >= held.w.n) {
+        wrong = i;
+      } else {
+        decode(row, to + i * row_bytes, type);
+      }
+    }
+  });
+  STD_TORCH_CHECK(wrong < 0, "indices must be between 0 and ", held.w.n - 1, "; element ", wrong.load(), " is not");
+  return out;
+}
+
+// -- layout -----------------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor, Tensor> pack_panels(const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero,
+                                               const std::string& qtype, const std::vector<int64_t>& block, int64_t size) {
+  const Held held = weight(codes, scale, zero, std::nullopt, qtype, block, size, false);
+  const Weight& w = held.w;
+  const int64_t row_bytes = panel_bytes(w) / kRows, scale_bytes = w.groups * size_of(w.scale_type), zero_bytes = w.groups * size_of(w.zero_type);
+  Tensor packed = torch::stable::new_empty(codes, {w.n, row_bytes}, ScalarType::Byte);
+  Tensor scales = torch::stable::new_empty(scale, {w.n, w.groups}, scale.scalar_type());
+  Tensor zeros = torch::stable::new_empty(zero.has_value() ? *zero : codes, {zero.has_value() ? w.n : 0, w.groups});
+  auto* c = static_cast<uint8_t*>(packed.mutable_data_ptr());
+  auto* s = static_cast<uint8_t*>(scales.mutable_data_ptr());
+  auto* z = static_cast<uint8_t*>(zeros.mutable_data_ptr());
+  parallel(w.n / kRows, size * kRows / 4, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t row = panel * kRows;
+      pack_panel(w, panel, c + row * row_bytes, s + row * scale_bytes, z + row * zero_bytes);
+    }
+  });
+  // The last rows, fewer than a panel, stay canonical.
+  const int64_t bytes = (w.k * w.format->bits + 7) / 8;
+  for (int64_t row = w.n / kRows * kRows; row < w.n; ++row) {
+    std::copy_n(w.codes + row * w.stride, bytes, c + row * row_bytes);
+    std::fill_n(c + row * row_bytes + bytes, row_bytes - bytes, uint8_t{0});
+    for (int64_t q = 0; q < w.groups; ++q) {
+      const int64_t from = row / w.scale_rows * w.scale_stride + (w.scale_stride ? q : 0);
+      const int ss = size_of(w.scale_type), zs = size_of(w.zero_type);
+      std::copy_n(static_cast<const uint8_t*>(w.scale) + from * ss, ss, s + row * scale_bytes + q * ss);
+      if (zs) std::copy_n(static_cast<const uint8_t*>(w.zero) + from * zs, zs, z + row * zero_bytes + q * zs);
+    }
+  }
+  return {packed, scales, zeros};
+}
+
+std::tuple<Tensor, Tensor, Tensor> unpack_panels(const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero,
+                                                 const std::string& qtype, const std::vector<int64_t>& block, int64_t size) {
+  const Held held = weight(codes, scale, zero, std::nullopt, qtype, block, size, true);
+  const Weight& w = held.w;
+  const int64_t bytes = (w.k * w.format->bits + 7) / 8;
+  Tensor rows = torch::stable::new_empty(codes, {w.n, bytes}, ScalarType::Byte);
+  Tensor scales = torch::stable::new_empty(scale, {w.n, w.groups}, scale.scalar_type());
+  Tensor zeros = torch::stable::new_empty(zero.has_value() ? *zero : codes, {zero.has_value() ? w.n : 0, w.groups});
+  auto* c = static_cast<uint8_t*>(rows.mutable_data_ptr());
+  auto* s = static_cast<uint8_t*>(scales.mutable_data_ptr());
+  auto* z = static_cast<uint8_t*>(zeros.mutable_data_ptr());
+  parallel(w.ready, size * kRows / 4, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) unpack_panel(w, panel, c, bytes);
+  });
+  for (int64_t row = w.ready * kRows; row < w.n; ++row) std::copy_n(w.codes + row * w.stride, bytes, c + row * bytes);
+  const auto spread = [&](const void* from, uint8_t* to, int each) {
+    for (int64_t row = 0; each && row < w.n; ++row) {
+      for (int64_t q = 0; q < w.groups; ++q) {
+        const int64_t at = row < w.ready * kRows ? (row / kRows * w.groups + q) * kRows + row % kRows : row * w.groups + q;
+        std::copy_n(static_cast<const uint8_t*>(from) + at * each, each, to + (row * w.groups + q) * each);
+      }
+    }
+  };
+  spread(w.scale, s, size_of(w.scale_type));
+  spread(w.zero, z, size_of(w.zero_type));
+  return {rows, scales, zeros};
+}
+
+// -- codes ------------------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> dynamic_quantize(const Tensor& x, const std::string& qtype, ScalarType scale_dtype) {
+  check_floating(x, "x");
+  STD_TORCH_CHECK(qtype == "int8" && scale_dtype == ScalarType::Float, "quantizes to int8 with float32 scales only");
+  STD_TORCH_CHECK(x.dim() > 0, "x must have at least one dimension");
+  const Tensor rows = dense(x);
+  const int64_t k = x.size(-1), count = k ? x.numel() / k : 0;
+  Tensor codes = output_like(x, k, ScalarType::Char), scales = output_like(x, 1, ScalarType::Float);
+  const void* from = rows.const_data_ptr();
+  auto* c = static_cast<int8_t*>(codes.mutable_data_ptr());
+  auto* s = static_cast<float*>(scales.mutable_data_ptr());
+  const Type type = type_of(x.scalar_type(), "x");
+  parallel(count, k * 2, [&](int64_t begin, int64_t end) { kernels().tokens(from, type, k, c, s, begin, end); });
+  return {codes, scales};
+}
+
+Tensor quantize(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero, const std::optional<Tensor>& global,
+                const std::string& qtype, const std::vector<int64_t>& block) {
+  check_floating(x, "x");
+  const Format* format = find_format(qtype.c_str());
+  STD_TORCH_CHECK(format != nullptr, "qtype ", qtype, " is unknown to quanto-backend-cpu");
+  STD_TORCH_CHECK(x.dim() == 2, "x must have two dimensions, got ", x.dim());
+  const int64_t n = x.size(0), k = x.size(1), bytes = (k * format->bits + 7) / 8;
+  Tensor out = torch::stable::new_empty(x, {n, bytes}, format->code == Code::kInt8 ? ScalarType::Char : ScalarType::Byte);
+  if (n == 0 || k == 0) return out;
+  const bool whole = block.empty();
+  STD_TORCH_CHECK(whole || (block.size() == 2 && block[0] > 0 && block[1] > 0), "block_size must be empty or two positive numbers");
+  const int64_t group = whole ? k : std::min(block[1], k), rows = whole ? n : block[0], groups = divide_up(k, group);
+  const int64_t scales = whole ? 1 : divide_up(n, rows) * groups;
+  STD_TORCH_CHECK(scale.numel() == scales, "scale must have ", scales, " elements, got ", scale.numel());
+  STD_TORCH_CHECK(!zero.has_value() || zero->numel() == scales, "zero_point must have ", scales, " elements");
+  const Buffer<float> s = floats(scale), z = zero.has_value() ? floats(*zero) : nullptr;
+  const float shared = global.has_value() ? floats(*global)[0] : 1.f;
+  const bool integer_zero = !zero.has_value() || zero->scalar_type() == ScalarType::Char;
+  const Tensor held = dense(x);
+  const Type type = type_of(x.scalar_type(), "x");
+  const void* from = held.const_data_ptr();
+  auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
+  const Encoder encode(*format);
+  parallel(n, k * 16, [&](int64_t begin, int64_t end) {
+    const Buffer<float> values = allocate<float>(k);
+    const Buffer<uint8_t> codes = allocate<uint8_t>(k);
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t i = 0; i < k; ++i) values[i] = load_number(from, row * k + i, type);
+      for (int64_t q = 0; q < groups; ++q) {
+        const int64_t at = whole ? 0 : row / rows * groups + q, first = q * group;
+        encode(values.get() + first, std::min(group, k - first), s[at] * shared, z ? z[at] : 0.f, integer_zero,
+               codes.get() + first);
+      }
+      if (format->bits == 8) {
+        std::copy_n(codes.get(), k, to + row * bytes);
+      } else {
+        pack_row(codes.get(), k, format->bits, to + row * bytes);
+      }
+    }
+  });
+  return out;
+}
+
+template <bool kPack>
+Tensor repack(const Tensor& from, int64_t bits, int64_t size) {
+  STD_TORCH_CHECK(from.scalar_type() == ScalarType::Byte && bits > 0 && bits < 8 && from.dim() > 0,
+                  "takes uint8 of at least one dimension and 1 to 7 bits");
+  const int64_t width = from.size(-1), bytes = (size * bits + 7) / 8;
+  STD_TORCH_CHECK(width == (kPack ? size : bytes), "packed must have ", bytes, " bytes a row, got ", width);
+  Tensor out = output_like(from, kPack ? bytes : size, ScalarType::Byte);
+  const Tensor held = dense(from);
+  const auto* in = static_cast<const uint8_t*>(held.const_data_ptr());
+  auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
+  const int64_t rows = width ? from.numel() / width : 0;
+  parallel(rows, size * 2, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      if (kPack) {
+        pack_row(in + row * size, size, static_cast<int>(bits), to + row * bytes);
+      } else {
+        unpack_row(in + row * bytes, size, static_cast<int>(bits), to + row * size);
+      }
+    }
+  });
+  return out;
+}
+
+Tensor pack(const Tensor& codes, int64_t bits) { return repack<true>(codes, bits, codes.size(-1)); }
+Tensor unpack(const Tensor& packed, int64_t bits, int64_t size) { return repack<false>(packed, bits, size); }
+
+std::string isa() { return kernels().name; }
+std::string isas() { return available_kernels(); }
+void select_isa(const std::string& name) { select_kernels(name.c_str()); }
+
+}  // namespace
+}  // namespace quanto
+
+STABLE_TORCH_LIBRARY_IMPL(quanto_cpu, CompositeExplicitAutograd, m) {
+  m.impl("isa", TORCH_BOX(&quanto::isa));
+  m.impl("isas", TORCH_BOX(&quanto::isas));
+  m.impl("select_isa", TORCH_BOX(&quanto::select_isa));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(quanto_cpu, CPU, m) {
+  m.impl("linear", TORCH_BOX((&quanto::linear<false, false>)));
+  m.impl("linear_panels", TORCH_BOX((&quanto::linear<true, false>)));
+  m.impl("linear_integer", TORCH_BOX((&quanto::linear<false, true>)));
+  m.impl("linear_integer_panels", TORCH_BOX((&quanto::linear<true, true>)));
+  m.impl("scaled_linear", TORCH_BOX(&quanto::scaled_linear<false>));
+  m.impl("scaled_linear_panels", TORCH_BOX(&quanto::scaled_linear<true>));
+  m.impl("dequantize", TORCH_BOX(&quanto::dequantize<false>));
+  m.impl("dequantize_panels", TORCH_BOX(&quanto::dequantize<true>));
+  m.impl("embedding", TORCH_BOX(&quanto::embedding<false>));
+  m.impl("embedding_panels", TORCH_BOX(&quanto::embedding<true>));
+  m.impl("dynamic_quantize", TORCH_BOX(&quanto::dynamic_quantize));
+  m.impl("quantize", TORCH_BOX(&quanto::quantize));
+  m.impl("pack", TORCH_BOX(&quanto::pack));
+  m.impl("unpack", TORCH_BOX(&quanto::unpack));
+  m.impl("pack_panels", TORCH_BOX(&quanto::pack_panels));
+  m.impl("unpack_panels", TORCH_BOX(&quanto::unpack_panels));
+}

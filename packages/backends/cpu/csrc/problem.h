@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a linear layer is asked to compute, and the table of functions that each instruction set brings.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "format.h"
+
+namespace quanto {
+
+// A weight [n, k] in panels, or canonical rows that are turned into panels as they are met. Of a weight in panels, the
+// last n % 16 rows are canonical: so its tensors have n rows, and any copy of them is complete.
+struct Weight {
+  const Format* format = nullptr;
+  int64_t n = 0, k = 0;
+  int64_t group = 0;   // input positions that share a scale
+  int64_t groups = 0;  // per row
+  int64_t units = 0;   // per group
+  int64_t ready = 0;  // panels that lie there as such; the others are made of canonical rows
+  const uint8_t* codes = nullptr;
+  int64_t stride = 0;  // bytes from row to row; a panel has those of 16 rows
+  const void* scale = nullptr;
+  Type scale_type = Type::kFloat;
+  const void* zero = nullptr;
+  Type zero_type = Type::kNone;
+  int64_t scale_stride = 0;  // elements from row to row; 0 for one scale for all
+  int64_t scale_rows = 1;    // rows that share a scale, where no panel is ready
+  float global = 1;          // multiplies everything
+
+  int64_t panels() const { return (n + kRows - 1) / kRows; }
+  int64_t padded() const { return groups * units * format->unit; }  // input positions with the padding of groups
+  bool poisoned() const { return format->code >= Code::kE4M3; }     // 16 floats behind each panel: 0, or NaN for rows
+                                                                    // that hold a NaN
+};
+
+// Rows of activations, prepared for a kernel: tiles of `tile` rows, position after position.
+struct Activations {
+  int64_t rows = 0;
+  int tile = 1;
+  int64_t block = 0;   // units that share a scale: those of a group, or some of them
+  int64_t blocks = 0;  // per group
+  float* values = nullptr;    // [tiles, padded k, tile], exact
+  int32_t* quads = nullptr;   // [tiles, padded k / 4, tile]: four int8 side by side, integer
+  float* scales = nullptr;    // [tiles, groups, blocks, tile], integer
+  float* sums = nullptr;      // [tiles, groups, blocks, tile]: of the values, or of the int8
+};
+
+struct Output {
+  void* data = nullptr;
+  Type type = Type::kFloat;
+  const float* bias = nullptr;
+  float scale = 0;  // int8: of the result
+};
+
+// Functions of one instruction set.
+struct Kernels {
+  const char* name;
+  int exact_tile;    // largest tile of rows of the blocked kernel
+  int small_tile;    // largest tile of the kernel that decodes as it goes
+  int integer_tile;
+  int width;         // panels that a kernel takes at once
+  bool (*available)();
+  // Computes output features 16 * begin … 16 * end for all rows.
+  void (*exact)(const Weight&, const Activations&, const Output&, int64_t begin, int64_t end);
+  void (*small)(const Weight&, const Activations&, const Output&, int64_t begin, int64_t end);
+  void (*integer)(const Weight&, const Activations&, const Output&, int64_t begin, int64_t end);
+  // Prepares tiles begin … end from rows of `type` with a stride in elements; false where a sum of floats, or a float to
+  // be rounded, is not finite.
+  bool (*prepare_exact)(const Weight&, const void* x, Type type, int64_t stride, Activations&, int64_t begin, int64_t end);
+  bool (*prepare_integer)(const Weight&, const void* x, Type type, int64_t stride, Activations&, int64_t begin, int64_t end);
+  // int8 codes and one scale for each of rows begin … end of x [rows, k].
+  void (*tokens)(const void* x, Type type, int64_t k, int8_t* codes, float* scales, int64_t begin, int64_t end);
+  // Values of the rows of panels begin … end, out [n, k] of `type`.
+  void (*dequantize)(const Weight&, int64_t begin, int64_t end, void* out, Type type);
+};
+
+// The best table that this processor can run, or the one that QUANTO_CPU_ISA or `select_kernels` names.
+const Kernels& kernels();
+void select_kernels(const char* name);
+// Names of those that this processor can run, best first, with commas between them.
+std::string available_kernels();
+
+// Canonical rows 16 * panel … of a weight as one panel, with scales and zero points of its rows side by side.
+void pack_panel(const Weight& w, int64_t panel, uint8_t* codes, uint8_t* scale, uint8_t* zero);
+// The inverse, of codes only, into canonical rows.
+void unpack_panel(const Weight& w, int64_t panel, uint8_t* rows, int64_t stride);
+
+int size_of(Type type);
+int64_t panel_bytes(const Weight& w);
+
+}  // namespace quanto

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators of the shared library, declared to torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quanto import ops
+
+__all__ = ["instruction_set", "instruction_sets", "load", "operator", "use"]
+
+_WEIGHT = "Tensor codes, Tensor scale, Tensor? zero_point"
+_LAYOUT = f"({_WEIGHT}, str qtype, int[] block_size, int size) -> (Tensor, Tensor, Tensor)"
+_WEIGHTED = ("linear", "linear_integer", "scaled_linear", "dequantize", "embedding")
+_CODES = ("dynamic_quantize", "quantize", "pack", "unpack")
+
+
+@cache
+def load() -> None:
+    """Defines the operators and loads their implementations, once.
+
+    Raises:
+        OSError: if the shared library is missing or does not fit this machine.
+    """
+    library = torch.library.Library("quanto_cpu", "DEF")
+    load.__dict__["library"] = library  # lives as long as the process
+    tags = (torch.Tag.pt2_compliant_tag,)
+    for name in _WEIGHTED:
+        like = name.removesuffix("_integer")
+        for suffix in ("", "_panels"):
+            library.define(name + suffix + ops.SCHEMAS[like], tags=tags)
+            fake = _rows_fake(like) or ops.FAKES[like]
+            torch.library.register_fake(f"quanto_cpu::{name}{suffix}", fake, lib=library)
+    for name in _CODES:
+        library.define(name + ops.SCHEMAS[name], tags=tags)
+        torch.library.register_fake(f"quanto_cpu::{name}", ops.FAKES[name], lib=library)
+    library.define("pack_panels" + _LAYOUT, tags=tags)
+    library.define("unpack_panels" + _LAYOUT, tags=tags)
+    for schema in ("isa() -> str", "isas() -> str", "select_isa(str name) -> ()"):
+        library.define(schema)
+    torch.ops.load_library(_shared_library())
+
+
+def _shared_library() -> Path:
+    """The file that was built for this package; an editable install keeps it apart from the sources."""
+    import quanto_backend_cpu
+
+    found = [path for folder in quanto_backend_cpu.__path__ for path in Path(folder).glob("quanto_cpu.*")]
+    if not found:
+        raise OSError("quanto_backend_cpu holds no quanto_cpu library: it was not built; reinstall the package")
+    return found[0]
+
+
+def _rows_fake(op: str) -> Callable[..., Tensor] | None:
+    """Fakes that do not expect a row of codes to have the canonical number of bytes."""
+    if op == "linear":
+
+        def linear(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
+            return x.new_empty((*x.shape[:-1], codes.shape[0]))
+
+        return linear
+    if op == "scaled_linear":
+
+        def scaled_linear(x_codes: Tensor, x_scale: Tensor, codes: Tensor, *rest: Any) -> Tensor:
+            out_scale, dtype = rest[-2:]
+            made = x_codes.new_empty((*x_codes.shape[:-1], codes.shape[0]), dtype=dtype)
+            return made if out_scale is None else made.to(torch.int8)
+
+        return scaled_linear
+    return None
+
+
+def operator(name: str) -> Any:
+    """The overload of `quanto_cpu::<name>`."""
+    load()
+    return getattr(torch.ops.quanto_cpu, name).default
+
+
+def instruction_set() -> str:
+    """The instruction set in use: the best of this processor, or the one that `QUANTO_CPU_ISA` names."""
+    return str(operator("isa")())
+
+
+def instruction_sets() -> list[str]:
+    """Those that this processor has, best first."""
+    return str(operator("isas")()).split(",")
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Uses another instruction set within the block, in the whole process: for tests and measurements.
+
+    Raises:
+        RuntimeError: if the processor lacks it, or there is none of that name.
+    """
+    before = instruction_set()
+    operator("select_isa")(name)
+    try:
+        yield
+    finally:
+        operator("select_isa")(before)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instruction sets by name, tracing, threads, processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from weights import sample
+
+import quanto_backend_cpu
+from quanto_backend_cpu.library import operator
+
+
+def test_instruction_sets() -> None:
+    names = quanto_backend_cpu.instruction_sets()
+    assert names[-1] in ("portable", "neon_dotprod")
+    before = quanto_backend_cpu.instruction_set()
+    for name in names:
+        with quanto_backend_cpu.use(name):
+            assert quanto_backend_cpu.instruction_set() == name
+    assert quanto_backend_cpu.instruction_set() == before
+    with pytest.raises(RuntimeError, match="unknown instruction set mmx; known here: "), quanto_backend_cpu.use("mmx"):
+        pass
+
+
+def test_the_environment_names_one() -> None:
+    code = "import quanto_backend_cpu; print(quanto_backend_cpu.instruction_set())"
+    env = {**os.environ, "QUANTO_CPU_ISA": "portable"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "portable"
+
+
+def test_operators_trace() -> None:
+    w = sample("int4", (33, 128), 32, "int")
+    x = torch.randn(5, 128)
+    tail = ["int4", list(w.blocks)]
+    for name, args in (
+        ("linear_panels", (x, *w.panels, torch.randn(33), *tail)),
+        ("linear_integer_panels", (x, *w.panels, None, *tail)),
+        ("linear", (x, *w.canonical, None, *tail)),
+        ("dequantize_panels", (*w.panels, *tail, 128, torch.float32)),
+        ("embedding_panels", (torch.tensor([1, 2]), *w.panels, *tail, 128, torch.float32)),
+        ("quantize", (torch.randn(33, 128), *w.canonical[1:], *tail)),
+        ("dynamic_quantize", (x, "int8", torch.float32)),
+        ("pack", (torch.zeros(3, 9, dtype=torch.uint8), 3)),
+        ("unpack", (torch.zeros(3, 4, dtype=torch.uint8), 3, 9)),
+    ):
+        torch.library.opcheck(operator(name), args)
+    codes = torch.randint(-128, 128, (5, 128), dtype=torch.int8)
+    for out_scale in (None, torch.tensor(0.5)):
+        args = (codes, torch.rand(5, 1), *w.panels, None, "int8", *tail, out_scale, torch.float32)
+        torch.library.opcheck(operator("scaled_linear_panels"), args)
+
+
+def test_one_graph_serves_every_token_count() -> None:
+    w = sample("int8", (33, 128))
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> object:
+        nonlocal graphs
+        graphs += 1
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    linear = operator("linear_panels")
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return linear(x, *w.panels, None, "int8", list(w.blocks)).relu()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend=count, fullgraph=True, dynamic=True)
+    for tokens in (19, 3, 130, 5):
+        x = torch.randn(tokens, 128)
+        assert torch.equal(compiled(x), layer(x))
+    assert graphs == 1
+
+
+def test_several_threads_at_once() -> None:
+    w = sample("int4", (66, 512), 128)
+    xs = [torch.randn(n, 512) for n in (1, 4, 17, 40)]
+    call = operator("linear_integer_panels")
+    want = [call(x, *w.panels, None, "int4", list(w.blocks)) for x in xs]
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            if not torch.equal(call(xs[index], *w.panels, None, "int4", list(w.blocks)), want[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(xs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_thread_counts_are_obeyed_and_change_nothing() -> None:
+    w = sample("int4", (1024, 2048), 128)
+    x = torch.randn(9, 2048)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(operator("linear_panels")(x, *w.panels, None, "int4", list(w.blocks)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_computes() -> None:
+    code = """
+import os, sys, torch
+from quanto_backend_cpu.library import operator
+call = operator("linear")
+codes = torch.ones(512, 4096, dtype=torch.int8)
+args = (torch.ones(4, 4096), codes, torch.ones(512, 1), None, None, None, "int8", [1, 4096])
+call(*args)
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)
+    os._exit(0 if (call(*args) == 4096).all() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

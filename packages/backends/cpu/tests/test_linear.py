@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers against float64, element by element: every format, ragged sizes, both precisions, both layouts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from weights import SHAPES, Sample, sample
+
+import quanto_backend_cpu
+from quanto import reference
+from quanto_backend_cpu.specs import EVERY, FLOAT8, INTEGERS, TABLES
+
+OPS = torch.ops.quanto_cpu
+TOKENS = (1, 2, 3, 5, 9, 13, 29)
+# Of the unit sqrt(sum(x² w²)) + |bias|: float32 sums; int8 activations per block.
+EXACT, INTEGER = 1e-5, 0.06
+
+
+def _expected(x: Tensor, w: Sample, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    y, unit = x.double() @ w.values.T, (x.double().square() @ w.values.square().T).sqrt()
+    if bias is not None:
+        y, unit = y + bias.double(), unit + bias.double().abs()
+    return y, unit.clamp_min(1e-30)
+
+
+def _worst(y: Tensor, x: Tensor, w: Sample, bias: Tensor | None) -> float:
+    expected, unit = _expected(x, w, bias)
+    assert y.shape == expected.shape
+    return float(((y.double() - expected).abs() / unit).max()) if y.numel() else 0.0
+
+
+def _x(tokens: int, size: int, seed: int = 1) -> Tensor:
+    return torch.randn(tokens, size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("group", [None, 0, 16, 37, 128])
+@pytest.mark.parametrize("qtype", sorted(EVERY))
+def test_both_precisions(qtype: str, group: int | None, isa: str) -> None:
+    fixed = qtype in ("mxfp4", "mxfp8", "nvfp4")
+    if fixed and group is not None:
+        pytest.skip("the format fixes its groups")
+    for index, shape in enumerate(SHAPES):
+        zeros = ("none", "int", "float") if qtype in INTEGERS else ("none",)
+        zero = zeros[index % len(zeros)]
+        w = sample(qtype, shape, group, zero, (torch.float32, torch.bfloat16, torch.float16)[index % 3])
+        bias = _x(1, shape[0], 2)[0] if index % 2 else None
+        for tokens in TOKENS:
+            x = _x(tokens, shape[1])
+            layouts = [("_panels", w.panels)] if fixed else [("_panels", w.panels), ("", w.canonical)]
+            for suffix, tensors in layouts:
+                call = [x, *tensors, bias, qtype, list(w.blocks)]
+                assert _worst(getattr(OPS, f"linear{suffix}")(*call), x, w, bias) < EXACT, (shape, zero, tokens, suffix)
+                y = getattr(OPS, f"linear_integer{suffix}")(*call)
+                limit = EXACT if qtype in FLOAT8 else INTEGER
+                assert _worst(y, x, w, bias) < limit, (shape, zero, tokens, suffix)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("qtype", ["int8", "int4", "nf4", "float8_e4m3fn"])
+def test_half_precision(qtype: str, dtype: torch.dtype, isa: str) -> None:
+    w = sample(qtype, (33, 256), 128, scale_dtype=dtype)
+    for tokens in (1, 17):
+        x = _x(tokens, 256).to(dtype)
+        y = OPS.linear_panels(x, *w.panels, None, qtype, list(w.blocks))
+        assert y.dtype == dtype
+        expected, unit = _expected(x, w, None)
+        rounded = torch.finfo(dtype).eps / 2
+        assert ((y.double() - expected).abs() <= EXACT * unit + rounded * expected.abs() * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("qtype", sorted(EVERY - {"mxfp4", "mxfp8", "nvfp4"}))
+def test_int8_activations(qtype: str, isa: str) -> None:
+    for group, shape in ((None, (33, 576)), (32, (7, 129)), (None, (16, 2049))):
+        w = sample(qtype, shape, group, "int" if qtype in INTEGERS else "none")
+        x, bias = _x(9, shape[1]), _x(1, shape[0], 3)[0]
+        codes, scale = reference.dynamic_quantize(x, "int8", torch.float32)
+        values = codes.double() * scale.double()
+        call = [*w.panels, bias, "int8", qtype, list(w.blocks)]
+        y = OPS.scaled_linear_panels(codes, scale, *call, None, torch.float32)
+        assert _worst(y, values, w, bias) < EXACT
+        static = torch.tensor(0.03)
+        y = OPS.scaled_linear_panels(codes, static, *call, None, torch.float32)
+        assert _worst(y, codes.double() * 0.03, w, bias) < EXACT
+        out_scale = (y.abs().max() / 100).float()
+        again = OPS.scaled_linear_panels(codes, static, *call, out_scale, torch.float32)
+        assert again.dtype == torch.int8
+        apart = (again.int() - (y / out_scale).round().clamp(-128, 127).int()).abs()
+        assert apart.max() <= 1
+        assert (apart > 0).float().mean() < 0.02  # ties
+
+
+@given(st.integers(0, 70), st.integers(0, 150), st.integers(0, 40), st.integers(1, 160), st.sampled_from(sorted(EVERY)))
+def test_any_shape(rows: int, size: int, tokens: int, group: int, qtype: str) -> None:
+    if qtype in ("mxfp4", "mxfp8", "nvfp4"):
+        group = 32
+    w = sample(qtype, (rows, max(size, 1)), group)
+    x = _x(tokens, max(size, 1))
+    for isa in quanto_backend_cpu.instruction_sets():
+        with quanto_backend_cpu.use(isa):
+            y = OPS.linear_panels(x, *w.panels, None, qtype, list(w.blocks))
+            assert _worst(y, x, w, None) < EXACT
+            if qtype in INTEGERS | TABLES:
+                y = OPS.linear_integer_panels(x, *w.panels, None, qtype, list(w.blocks))
+                assert _worst(y, x, w, None) < INTEGER
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 30])
+def test_nan_and_infinity_stay_in_their_row(tokens: int, isa: str) -> None:
+    w = sample("int4", (33, 256), 128)
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        x = _x(tokens, 256)
+        x[tokens // 2, 77] = bad
+        expected = x.double() @ w.values.T
+        for op in (OPS.linear_panels, OPS.linear_integer_panels):
+            y = op(x, *w.panels, None, "int4", list(w.blocks))
+            assert torch.equal(y.isnan(), expected.isnan())
+            assert torch.equal(y.isinf(), expected.isinf())
+            fine = expected.isfinite()
+            torch.testing.assert_close(y[fine].double(), expected[fine], atol=0.2, rtol=0.04)
+
+
+def test_nan_codes_of_float8(isa: str) -> None:
+    w = sample("float8_e4m3fn", (20, 64))
+    codes = w.canonical[0].clone()
+    codes[3, 5], codes[18, 0] = 0x7F, 0xFF
+    from quanto.kernels import kernels
+
+    panels = kernels.layouts["cpu.panels"].pack((codes, *w.canonical[1:]), "float8_e4m3fn", w.blocks, 64)
+    for tokens in (1, 20):
+        y = OPS.linear_panels(_x(tokens, 64), *panels, None, "float8_e4m3fn", list(w.blocks))
+        assert y[:, [3, 18]].isnan().all()
+        assert not y[:, [0, 1, 2, 4, 17, 19]].isnan().any()
+    assert torch.equal(kernels.layouts["cpu.panels"].unpack(panels, "float8_e4m3fn", w.blocks, 64)[0], codes)
+
+
+def test_subnormal_codes_survive_flushing(isa: str) -> None:
+    w = sample("float8_e4m3fn", (16, 32))
+    codes = (torch.arange(16 * 32, dtype=torch.int32) % 8).to(torch.uint8).view(16, 32)  # all below 2**-6
+    expected = torch.ones(1, 32) @ codes.view(torch.float8_e4m3fn).float().T
+    torch.set_flush_denormal(True)
+    try:
+        y = OPS.linear(torch.ones(1, 32), codes, torch.ones(16, 1), None, None, None, "float8_e4m3fn", [1, 32])
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=0)
+    assert w.shape == (16, 32)
+
+
+def test_strides_ranks_and_offsets(isa: str) -> None:
+    w = sample("int8", (33, 128))
+    for view in (
+        lambda: torch.randn(2, 3, 128),
+        lambda: torch.randn(128),
+        lambda: torch.randn(128, 5).t(),
+        lambda: torch.randn(5, 256)[:, ::2],
+        lambda: torch.randn(1, 128).expand(7, 128),
+        lambda: torch.randn(5 * 128 + 1)[1:].view(5, 128),
+    ):
+        x = view()
+        y = OPS.linear_panels(x, *w.panels, None, "int8", list(w.blocks))
+        assert y.shape == (*x.shape[:-1], 33)
+        assert _worst(y.reshape(-1, 33), x.reshape(-1, 128), w, None) < EXACT
+
+
+def test_more_rows_than_are_prepared_at_once(isa: str) -> None:
+    w = sample("int4", (20, 64), 32)
+    x = _x(1100, 64)
+    assert _worst(OPS.linear_panels(x, *w.panels, None, "int4", list(w.blocks)), x, w, None) < EXACT
+    assert _worst(OPS.linear_integer_panels(x, *w.panels, None, "int4", list(w.blocks)), x, w, None) < INTEGER
+
+
+WRONG = {
+    "codes must have": lambda x, w: (x[:, :-8], *w.panels, None, w.qtype, list(w.blocks)),
+    "scale must have": lambda x, w: (x, w.panels[0], w.panels[1][:-1], *w.panels[2:], None, w.qtype, list(w.blocks)),
+    "bias must have 33 elements": lambda x, w: (x, *w.panels, torch.zeros(1), w.qtype, list(w.blocks)),
+    "x must be float32": lambda x, w: (x.double(), *w.panels, None, w.qtype, list(w.blocks)),
+    "qtype int5 is unknown": lambda x, w: (x, *w.panels, None, "int5", list(w.blocks)),
+    "block_size must be": lambda x, w: (x, *w.panels, None, w.qtype, [1, 0]),
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG)
+def test_wrong_arguments_are_named(sentence: str) -> None:
+    w = sample("int8", (33, 128))
+    with pytest.raises(RuntimeError, match=sentence):
+        OPS.linear_panels(*WRONG[sentence](_x(2, 128), w))
