@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .cache import QuantoCacheLayer
     from .calibration import calibrate
     from .config import QuantoConfig
+    from .qat import freeze
     from .quantizer import QuantoHfQuantizer
     from .registration import register
 
@@ -26,6 +27,7 @@ __all__ = [
     "QuantoHfQuantizer",
     "__version__",
     "calibrate",
+    "freeze",
     "register",
 ]
 
@@ -36,6 +38,7 @@ _MODULES = {
     "QuantoConfig": "config",
     "QuantoHfQuantizer": "quantizer",
     "calibrate": "calibration",
+    "freeze": "qat",
     "register": "registration",
 }
 

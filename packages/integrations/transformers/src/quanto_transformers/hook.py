@@ -47,6 +47,8 @@ HOSTS = (
     # imported after it: for a program that imports the above before torch, which it imports when it is half done
     Host("transformers.modeling_utils", "quanto_transformers.quantizer", "register"),
     Host("transformers.cache_utils", "quanto_transformers.cache", "register_cache"),
+    Host("peft.tuners.tuners_utils", "quanto_transformers.adapters", "register_peft"),
+    Host("peft.utils.other", "quanto_transformers.adapters", "register_peft_preparation"),
 )
 _WAITED_FOR = {name for host in HOSTS for name in (host.name, host.ours)}
 
@@ -88,8 +90,8 @@ class _Loader(Loader):
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         for host in HOSTS:
-            other = {host.name: host.ours, host.ours: host.name}.get(module.__name__)
-            if other is not None and (_is_whole(other) or (other == host.ours and other not in sys.modules)):
+            is_host = module.__name__ == host.name and (_is_whole(host.ours) or host.ours not in sys.modules)
+            if is_host or (module.__name__ == host.ours and _is_whole(host.name)):
                 _register(host)
 
     def __getattr__(self, name: str) -> Any:

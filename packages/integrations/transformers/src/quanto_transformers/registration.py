@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-__all__ = ["register", "register_cache", "register_peft"]
+__all__ = ["register", "register_cache", "register_peft", "register_peft_preparation"]
 
 
 def register() -> None:
@@ -33,3 +33,17 @@ def register_cache() -> None:
 
 def register_peft() -> None:
     """Makes adapters merge into quantized weights."""
+    from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+
+    from .adapters import teach_tuners
+
+    teach_tuners(BaseTuner, BaseTunerLayer)
+
+
+def register_peft_preparation() -> None:
+    """Makes PEFT's preparation of quantized models leave scales alone."""
+    from peft.utils import other
+
+    from .adapters import teach_preparing
+
+    teach_preparing(other)

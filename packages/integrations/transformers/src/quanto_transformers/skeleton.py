@@ -117,9 +117,11 @@ def share_tied(model: Any, float_names: bool) -> None:
     parts: dict[str, str] = {}
     for target, source in ties.items():
         (one, leaf), (other, first) = (_owner(model, name) for name in (target, source))
-        if not (isinstance(one, QModule) and isinstance(other, QModule) and leaf in one._slots and one._slots):
+        if not (_is_frozen(one, leaf) and _is_frozen(other, first)):
             parts[target] = source
             continue
+        assert one is not None
+        assert other is not None
         for part in PARTS:
             shared = other._parameters.get(f"{first}_{part}")
             if shared is not None:
@@ -130,6 +132,10 @@ def share_tied(model: Any, float_names: bool) -> None:
         declared = getattr(model, "_tied_weights_keys", None)
         if isinstance(declared, dict) and declared.items() <= ties.items():
             model._tied_weights_keys = {k: v for k, v in parts.items() if k in declared or k not in ties}
+
+
+def _is_frozen(module: nn.Module | None, leaf: str) -> bool:
+    return isinstance(module, QModule) and leaf in module._slots and f"{leaf}_packed" in module._parameters
 
 
 def untie_names(model: Any) -> None:
