@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight-only linear: decode in registers, multiply on tensor cores.
+
+The weight is the left operand, `out.T = W @ x.T`: its rows fill the 64 that `wgmma` needs whatever the number of tokens
+is, it goes from memory to registers once, and only x is read through shared memory.
+
+Few tokens leave columns of the smallest instruction (16) empty. `KW` stretches of the input dimension are multiplied at
+once: the tile has `KW * BN` rows, the tokens of stretch b stand in columns `b * BM …`, and of the product only the
+blocks on the diagonal count. That splits the input dimension inside a block of threads, without a second pass.
+
+Bound: bytes of the weight below about 64 tokens, the tensor cores above 256.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .decode import decode
+
+__all__ = ["linear"]
+
+
+@triton.constexpr_function
+def row_bytes(KIND):
+    """Bytes of 128 codes."""
+    return {"int8": 128, "float8_e4m3fn": 128, "float8_e5m2": 128, "int3": 48, "int2": 32}.get(KIND, 64)
+
+
+@triton.jit
+def find_expert(offsets, E, tile, BM: tl.constexpr, EXPERTS: tl.constexpr):
+    """The expert whose rows tile number `tile` holds, the first of these rows and where the expert's end.
+
+    An expert has `ceil(rows / BM)` tiles; E is returned for tiles beyond the last.
+    """
+    e = tl.arange(0, EXPERTS)
+    end = tl.load(offsets + e, mask=e < E, other=0)
+    begin = tl.load(offsets + e - 1, mask=(e > 0) & (e < E), other=0)
+    tiles = tl.where(end > begin, (end - begin + BM - 1) // BM, 0)
+    until = tl.cumsum(tiles, 0)
+    expert = tl.sum(((until <= tile) & (e < E)).to(tl.int32), 0)
+    mine = e == expert
+    first = tl.sum(tl.where(mine, begin + (tile - until + tiles) * BM, 0), 0)
+    return expert, first, tl.sum(tl.where(mine, end, 0), 0)
+
+
+@triton.jit
+def rows_at(n, C, KIND: tl.constexpr, TILED: tl.constexpr):
+    """Where rows n begin, in words (int64), and the words from one stretch of 128 columns to the next."""
+    W: tl.constexpr = row_bytes(KIND) // 4
+    if TILED:
+        IN_TILE: tl.constexpr = 8 if KIND == "int3" else W
+        return (n // 16).to(tl.int64) * (C * 16 * W) + (n % 16) * IN_TILE, 16 * W
+    else:
+        return n.to(tl.int64) * (C * W), W
+
+
+@triton.jit
+def lanes(KIND: tl.constexpr):
+    """Offsets of the words of a row, [1, 4, words]: those of lane q lie together."""
+    T: tl.constexpr = 2 if KIND == "int3" else row_bytes(KIND) // 16
+    return tl.arange(0, 4)[None, :, None] * T + tl.arange(0, T)[None, None, :]
+
+
+@triton.jit
+def natural(X, KIND: tl.constexpr):
+    """Brings columns of x [rows, 128] into the order in which canonical words decode."""
+    R: tl.constexpr = X.shape[0]
+    if KIND == "int8" or KIND == "float8_e4m3fn" or KIND == "float8_e5m2":
+        X = tl.permute(tl.reshape(X, (R, 4, 8, 2, 2)), (0, 2, 3, 1, 4))
+    elif KIND == "int4":
+        X = tl.permute(tl.reshape(X, (R, 4, 4, 2, 4)), (0, 2, 4, 1, 3))
+    elif KIND == "int2":
+        X = tl.permute(tl.reshape(X, (R, 4, 2, 2, 8)), (0, 2, 4, 1, 3))
+    else:
+        X = tl.permute(tl.reshape(X, (R, 4, 4, 4, 2)), (0, 2, 3, 1, 4))
+    return tl.reshape(X, (R, 128))
+
+
+@triton.jit
+def scale_at(n, group, G, ROWS: tl.constexpr, STILED: tl.constexpr):
+    """Offsets of the scales of rows n and groups `group`; `ROWS` rows share one."""
+    if STILED:
+        return (n // 16) * (G * 16) + n % 16 + group * 16
+    elif ROWS == 0:
+        return n * 0 + group * 0
+    else:
+        return (n // ROWS) * G + group
+
+
+@triton.jit
+def scale_value(raw, SCALE8: tl.constexpr):
+    """A scale in float32; one-byte scales come as uint8."""
+    if SCALE8 == "e8m0":
+        bits = raw.to(tl.int32)
+        power = tl.where(bits == 0, 0x00400000, bits << 23).to(tl.float32, bitcast=True)
+        return tl.where(bits == 255, float("nan"), power)
+    elif SCALE8 == "e4m3":
+        code = raw.to(tl.int32)
+        value = (((code & 0x80) << 24) | ((code & 0x7F) << 20)).to(tl.float32, bitcast=True) * 1.329227995784916e36
+        return tl.where((code & 0x7F) == 0x7F, float("nan"), value)
+    else:
+        return raw.to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["M", "C", "G", "E", "splits"])
+def linear(
+    x,
+    codes,
+    scale,
+    zero,
+    shared,
+    bias,
+    out,
+    partial,
+    locks,
+    offsets,
+    M,
+    N,
+    K,
+    C,
+    G,
+    E,
+    splits,
+    KIND: tl.constexpr,
+    TILED: tl.constexpr,
+    STILED: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    SCALE8: tl.constexpr,
+    FLOAT_ZERO: tl.constexpr,
+    EVEN: tl.constexpr,
+    TAIL: tl.constexpr,
+    ON_WEIGHT: tl.constexpr,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    KW: tl.constexpr,
+    STAGES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ASM: tl.constexpr,
+    PDL: tl.constexpr,
+    WIDE: tl.constexpr,
+    EXPERTS: tl.constexpr,
+):
+    """`out[M, N] = x[M, K] @ W.T * scale + bias`, or of experts: W `[E, N, K]`, rows of x sorted by expert.
+
+    Args:
+        x: float16 or bfloat16, contiguous.
+        codes: the weight; tiles of 16 rows and 128 columns (`TILED`), or canonical rows of 128 C codes.
+        scale, zero: one per `GROUP` columns (0: per row) and `ROWS` rows (0: one for all).
+        shared: float32 factor of the whole weight, or None.
+        partial, locks: float32 [splits, M, N] and int32 zeros, one per tile of the result (`SPLIT`).
+        offsets: int32 [E], where each expert's rows end, or None; EXPERTS is a power of two not below E.
+        C: stretches of 128 columns; G: groups per row.
+        EVEN: K is 128 C; TAIL: KW does not divide the stretches of every split.
+        ON_WEIGHT: scale the weight in registers, which groups below 128 need; else the product.
+        WIDE: multiply in float32, for the interpreter, which knows no bfloat16.
+    """
+    pm = tl.program_id(0)
+    pn = tl.program_id(1)
+    pk = tl.program_id(2)
+    D: tl.constexpr = tl.float32 if WIDE else x.dtype.element_ty
+    R: tl.constexpr = KW * BN
+    SUB: tl.constexpr = 128 if GROUP % 128 == 0 else (16 if GROUP % 32 else 32)
+    PER: tl.constexpr = GROUP // 128 if GROUP >= 128 else (2147483647 if GROUP == 0 else 1)
+    r = tl.arange(0, R)
+    col = tl.arange(0, KW * BM)
+    slice_r = r // BN
+    slice_c = col // BM
+    n = tl.minimum(pn * BN + r % BN, N - 1)
+    first = pm * BM
+    stop = M
+    if offsets is not None:
+        expert, first, stop = find_expert(offsets, E, pm, BM, EXPERTS)
+        if expert >= E:
+            return
+        codes += expert.to(tl.int64) * N * (C * row_bytes(KIND))
+        scale += expert * N * G
+        if zero is not None:
+            zero += expert * N * G
+        if bias is not None:
+            bias += expert * N
+    m = tl.minimum(first + col % BM, stop - 1)
+    each = tl.cdiv(tl.cdiv(C, KW), splits) * KW
+    begin = pk * each
+    end = tl.minimum(begin + each, C)
+    # A loop that may not run would make ptxas serialize the wgmma in it (C7515): M=256 took 302 us instead of 190.
+    tl.assume(end > begin)
+    k = tl.arange(0, 128)
+    xs = x + first.to(tl.int64) * K
+    x_at = (m - first)[:, None] * K + slice_c[:, None] * 128 + k[None, :]
+    base, STEP = rows_at(n, C, KIND, TILED)
+    words = codes.to(tl.pointer_type(tl.int32))
+    at_words = base[:, None, None] + lanes(KIND)
+    if KIND == "int3":
+        planes = codes.to(tl.pointer_type(tl.int16))
+        at_plane = (2 * base - (n % 16) * 8 + 256)[:, None, None] + lanes(KIND)
+    acc = tl.zeros((R, KW * BM), tl.float32)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    if GROUP > 0 and SUB == 128 and not ON_WEIGHT:
+        at = scale_at(n, (begin + slice_r) // PER, G, ROWS, STILED)
+        ahead = tl.load(scale + at, mask=begin + slice_r < end, other=0.0)
+    for c in tl.range(begin, end, KW, num_stages=STAGES):
+        if KW == 1:
+            chunk = c
+            step = c * STEP
+        else:
+            chunk = c + slice_r
+            if TAIL:
+                chunk = tl.minimum(chunk, end - 1)
+            step = (chunk * STEP)[:, None, None]
+        T = tl.load(words + step + at_words)
+        H = None
+        if KIND == "int3":
+            H = tl.load(planes + 2 * step + at_plane).to(tl.int32) & 0xFFFF
+        if EVEN and not TAIL:
+            X = tl.load(xs + c * 128 + x_at)
+        elif EVEN:
+            X = tl.load(xs + c * 128 + x_at, mask=(c + slice_c < end)[:, None], other=0.0)
+        else:
+            column = (c + slice_c)[:, None] * 128 + k[None, :]
+            X = tl.load(xs + c * 128 + x_at, mask=(column < K) & (c + slice_c < end)[:, None], other=0.0)
+        group = chunk // PER
+        Z = None
+        if zero is not None and not FLOAT_ZERO and SUB == 128:
+            Z = tl.load(zero + scale_at(n, group, G, ROWS, STILED)).to(tl.int32)[:, None, None]
+        A = decode(T, H, Z, KIND, D, ASM)
+        if FLOAT_ZERO and SUB == 128:
+            A -= tl.load(zero + scale_at(n, group, G, ROWS, STILED)).to(D)[:, None]
+        if SUB < 128:
+            A = _scaled(A, scale, zero, n, chunk, G, GROUP, SUB, ROWS, STILED, SCALE8, TILED)
+        elif ON_WEIGHT:
+            A *= scale_value(tl.load(scale + scale_at(n, group, G, ROWS, STILED)), SCALE8).to(D)[:, None]
+        if not TILED:
+            X = natural(X, KIND)
+        X = X.to(D)
+        if GROUP > 0 and SUB == 128 and not ON_WEIGHT:
+            product = tl.dot(A, tl.trans(X))
+            at = scale_at(n, (chunk + KW) // PER, G, ROWS, STILED)
+            factor = scale_value(ahead, SCALE8)
+            ahead = tl.load(scale + at, mask=c + KW + slice_r < end, other=0.0)
+            acc += product * factor[:, None]
+        else:
+            acc = tl.dot(A, tl.trans(X), acc)
+    if KW > 1:
+        acc = tl.where(slice_r[:, None] == slice_c[None, :], acc, 0.0)
+        acc = tl.sum(tl.sum(tl.reshape(acc, (KW, BN, KW, BM)), 2), 0)
+    _finish(
+        acc, scale, shared, bias, out, partial, locks, M, N, first, stop, splits, GROUP, ROWS, BN, BM, SPLIT, SCALE8
+    )
+
+
+@triton.jit
+def _scaled(
+    A,
+    scale,
+    zero,
+    n,
+    chunk,
+    G,
+    GROUP: tl.constexpr,
+    SUB: tl.constexpr,
+    ROWS: tl.constexpr,
+    STILED: tl.constexpr,
+    SCALE8: tl.constexpr,
+    TILED: tl.constexpr,
+):
+    """Groups that end within 128 columns: each `SUB` columns look up their own."""
+    R: tl.constexpr = A.shape[0]
+    D: tl.constexpr = A.dtype
+    J: tl.constexpr = 128 // SUB
+    column = (n * 0 + chunk)[:, None] * 128 + tl.arange(0, J)[None, :] * SUB
+    where = scale_at(n[:, None], tl.minimum(column // GROUP, G - 1), G, ROWS, STILED)
+    s = scale_value(tl.load(scale + where), SCALE8).to(D)
+    if TILED:
+        A = tl.reshape(A, (R, J, SUB))
+        if zero is not None:
+            A -= tl.load(zero + where).to(D)[:, :, None]
+        A *= s[:, :, None]
+    else:  # canonical words: a lane holds 32 columns in a row
+        A = tl.reshape(A, (R, 16, 4, 2))
+        if zero is not None:
+            A -= tl.load(zero + where).to(D)[:, None, :, None]
+        A *= s[:, None, :, None]
+    return tl.reshape(A, (R, 128))
+
+
+@triton.jit
+def _finish(
+    acc,
+    scale,
+    shared,
+    bias,
+    out,
+    partial,
+    locks,
+    M,
+    N,
+    first,
+    stop,
+    splits,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SCALE8: tl.constexpr,
+):
+    """Adds the splits in a fixed order (the last to arrive does), scales per row, adds the bias, stores."""
+    pm = tl.program_id(0)
+    pn = tl.program_id(1)
+    n = pn * BN + tl.arange(0, BN)
+    m = first + tl.arange(0, BM)
+    at = m.to(tl.int64)[None, :] * N + n[:, None]
+    inside = (m < stop)[None, :] & (n < N)[:, None]
+    last = True
+    if SPLIT:
+        size = M.to(tl.int64) * N
+        tl.store(partial + tl.program_id(2) * size + at, acc, mask=inside)
+        tl.debug_barrier()  # every thread's part is written before one thread says so
+        lock = locks + pm * tl.num_programs(1) + pn
+        last = tl.atomic_add(lock, 1, sem="acq_rel", scope="gpu") == splits - 1
+        if last:
+            acc = tl.zeros((BN, BM), tl.float32)
+            for i in range(splits):
+                acc += tl.load(partial + i * size + at, mask=inside, other=0.0, cache_modifier=".cg")
+            tl.store(lock, 0)
+    if last:
+        if GROUP == 0:
+            s = scale_value(tl.load(scale + scale_at(n, 0, 1, ROWS, False), mask=n < N, other=0.0), SCALE8)
+            acc *= s[:, None]
+        if shared is not None:
+            acc *= tl.load(shared)
+        if bias is not None:
+            acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+        tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`linear` and `grouped_linear` on floating activations: the fused kernel, or decoding by parts for many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime import assembly, dependent_launch, interpreted, launch
+from ..tables import Tile, nearest
+from ..workspace import locks
+from . import check
+from .dense import linear_by_parts
+from .weights import Facts, aligned, facts, raw_scale
+
+__all__ = ["FUSED_TOKENS", "fused", "grouped_linear", "linear", "start"]
+
+# Above, decoding the weight and cuBLAS is faster (H100: 14336 x 4096, int4).
+FUSED_TOKENS = 1024
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def fused(x: Tensor, tokens: int, size: int, f: Facts, tiled: bool) -> bool:
+    """Whether the fused kernel takes the problem."""
+    if x.dtype not in _HALVES or not 0 < tokens <= FUSED_TOKENS:
+        return False
+    return f.by_tiles if tiled else f.by_words and size % 128 == 0
+
+
+def linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    shared: Tensor | None,
+    bias: Tensor | None,
+    qtype: str,
+    block: list[int],
+    *,
+    traced: bool = False,
+    tiled: bool = False,
+) -> Tensor:
+    """The operator; any number of tokens."""
+    check.activations("x", x)
+    check.same_device(x.device, codes=codes, scale=scale, zero_point=zero, global_scale=shared, bias=bias)
+    size = x.shape[-1]
+    check.weight("x", size, codes, scale, qtype, block, tiled)
+    rows = x.reshape(-1, size).contiguous()
+    count = codes.shape[0]
+    shape = (*x.shape[:-1], count)
+    f = facts(qtype, block, size)
+    if rows.shape[0] == 0 or count == 0:
+        return x.new_empty(shape)
+    weight = (codes.contiguous(), scale.contiguous(), None if zero is None else zero.contiguous(), shared)
+    if not fused(rows, rows.shape[0], size, f, tiled):
+        return linear_by_parts(rows, weight, bias, qtype, block, tiled).reshape(shape)
+    weight = (aligned(weight[0]), *weight[1:])
+    tile = nearest("linear", qtype, rows.shape[0], count, size, x.device)
+    out = torch.empty(rows.shape[0], count, dtype=x.dtype, device=x.device)
+    start(rows, weight, bias, None, out, f, tile, tiled, traced)
+    return out.reshape(shape)
+
+
+def dissolves(x: Tensor, codes: Tensor, *rest: Any, tiled: bool = False) -> bool:
+    """Whether a traced call becomes a Triton kernel in the graph."""
+    size, qtype, block = x.shape[-1], rest[-2], rest[-1]
+    return bool(codes.shape[0]) and fused(x, x.numel() // max(size, 1), size, facts(qtype, block, size), tiled)
+
+
+def grouped_linear(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    shared: Tensor | None,
+    bias: Tensor | None,
+    offsets: Tensor,
+    qtype: str,
+    block: list[int],
+    *,
+    traced: bool = False,
+) -> Tensor:
+    """The operator: one launch for all experts, without asking the device how many tokens each has."""
+    check.activations("x", x)
+    check.same_device(x.device, codes=codes, scale=scale, zero_point=zero, bias=bias, offsets=offsets)
+    size = x.shape[-1]
+    check.weight("x", size, codes, scale, qtype, block, False)
+    if offsets.shape != codes.shape[:1] or offsets.dtype != torch.int32:
+        raise ValueError(f"offsets must be int32 [{codes.shape[0]}], got {offsets.dtype} {tuple(offsets.shape)}")
+    experts, count = codes.shape[:2]
+    out = torch.zeros(x.shape[0], count, dtype=x.dtype, device=x.device)
+    if not out.numel():
+        return out
+    f = facts(qtype, block[1:], size)
+    weight = [None if t is None else t.contiguous() for t in (codes, scale, zero)]
+    if x.dtype in _HALVES and f.by_words and size % 128 == 0:
+        tile = nearest("linear", qtype, max(x.shape[0] // experts, 1), count, size, x.device)
+        weight[0] = aligned(weight[0])  # type: ignore[arg-type]
+        start(x.contiguous(), (*weight, shared), bias, offsets, out, f, tile, False, traced)
+        return out
+    begin = 0
+    for expert, end in enumerate(offsets.tolist()):
+        if end > begin:
+            own = [None if t is None else t[expert] for t in weight]
+            plus = None if bias is None else bias[expert]
+            out[begin:end] = linear_by_parts(x[begin:end].contiguous(), (*own, shared), plus, qtype, block[1:], False)
+        begin = max(begin, end)
+    return out
+
+
+def start(
+    x: Tensor,
+    weight: Sequence[Any],
+    bias: Tensor | None,
+    offsets: Tensor | None,
+    out: Tensor,
+    f: Facts,
+    tile: Tile,
+    tiled: bool,
+    traced: bool,
+) -> None:
+    """Starts the fused kernel on contiguous tensors."""
+    from ..kernels import linear as kernels
+
+    codes, scale, zero, shared = weight
+    raw, scale8 = raw_scale(scale)
+    m, size = x.shape
+    n = codes.shape[-2]
+    chunks = -(-size // 128)
+    experts = 1 if offsets is None else codes.shape[0]
+    # tiles of experts: each may end with one that is not full
+    down = -(-m // tile.bm) if offsets is None else min(m, -(-m // tile.bm) + experts)
+    splits = tile.splits(m, n, chunks) if offsets is None else 1
+    across = -(-n // tile.bn)
+    partial = counters = None
+    if splits > 1:
+        partial = torch.empty(splits, m, n, dtype=torch.float32, device=x.device)
+        if traced:
+            counters = torch.ops.quanto_cuda.locks(x, down * across)
+        else:
+            counters = locks(x.device, down * across)
+    pdl = dependent_launch(x.device)
+    options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
+    launch(
+        kernels.linear, (down, across, splits), x, codes.view(torch.uint8), raw, zero, shared, bias, out, partial,
+        counters, offsets, m, n, size, chunks, scale.shape[-1] if scale.ndim else 1, experts, splits,
+        KIND=f.kind, TILED=tiled, STILED=tiled and f.rows == 1, GROUP=f.group, ROWS=f.rows, SCALE8=scale8,
+        FLOAT_ZERO=zero is not None and zero.is_floating_point(), EVEN=size % 128 == 0,
+        TAIL=tile.kw > 1 and chunks % tile.kw > 0, ON_WEIGHT=tile.on_weight and f.group > 0 and f.group % 128 == 0,
+        BN=tile.bn, BM=tile.bm, KW=tile.kw, STAGES=tile.stages, SPLIT=splits > 1, ASM=assembly(x.device, f.kind),
+        PDL=pdl, WIDE=interpreted() and x.dtype == torch.bfloat16, EXPERTS=1 << (experts - 1).bit_length(),
+        num_warps=tile.warps, num_stages=tile.stages, traced=traced, **options,
+    )  # fmt: skip

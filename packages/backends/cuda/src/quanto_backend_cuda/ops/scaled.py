@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`scaled_linear`: int8 x int8, float8 x float8 and int4 x int8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quanto.qtypes import get_qtype
+
+from ..runtime import dependent_launch, interpreted, launch, sm_count
+from ..tables import Tile, nearest
+from ..workspace import locks
+from . import check
+from .encode import casts
+from .weights import aligned, facts
+
+__all__ = ["dissolves", "scaled_linear"]
+
+_FLOAT8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+
+
+def scaled_linear(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    shared: Tensor | None,
+    bias: Tensor | None,
+    x_qtype: str,
+    qtype: str,
+    block: list[int],
+    out_scale: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    traced: bool = False,
+) -> Tensor:
+    """The operator on canonical weights; any number of tokens."""
+    device = x_codes.device
+    check.same_device(
+        device, x_scale=x_scale, codes=codes, scale=scale, zero_point=zero, bias=bias, out_scale=out_scale
+    )
+    storage = get_qtype(x_qtype).storage
+    if x_codes.dtype != storage:
+        raise TypeError(f"x_codes must be {storage} for {x_qtype}, got {x_codes.dtype}")
+    size, n = x_codes.shape[-1], codes.shape[0]
+    check.weight("x_codes", size, codes, scale, qtype, block, False)
+    x = x_codes.reshape(-1, size).contiguous()
+    m = x.shape[0]
+    token = x_scale.ndim > 0
+    if token and x_scale.numel() != m:
+        raise ValueError(f"x_scale has {x_scale.numel()} scales for {m} tokens")
+    out = torch.empty(m, n, dtype=dtype if out_scale is None else storage, device=device)
+    shape = (*x_codes.shape[:-1], n)
+    if not out.numel():
+        return out.reshape(shape)
+    xs = x_scale.float().reshape(-1).contiguous()
+    ws = scale.contiguous()
+    w = aligned(codes.contiguous())
+    tile = nearest("scaled", qtype, m, n, size, device)
+    z = None if zero is None else zero.contiguous()
+    if tile.kw > 0:
+        _few(aligned(x), xs, w, ws, z, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced)
+    else:
+        _many(aligned(x), xs, w, ws, bias, out, out_scale, x_qtype, token, tile, traced)
+    return out.reshape(shape)
+
+
+def dissolves(x_codes: Tensor, *rest: Any) -> bool:
+    """Whether a traced call becomes a Triton kernel in the graph; tensor descriptors are made outside of graphs."""
+    n, size = rest[1].shape[0], x_codes.shape[-1]
+    m = x_codes.numel() // max(size, 1)
+    return bool(m and n and size) and not nearest("scaled", rest[7], m, n, size, x_codes.device).tma
+
+
+def _typed(x: Tensor, qtype: str) -> Tensor:
+    """Float8 codes as the float8 they are."""
+    return x.view(_FLOAT8[qtype]) if qtype in _FLOAT8 else x
+
+
+def _few(
+    x: Tensor, xs: Tensor, w: Tensor, ws: Tensor, zero: Tensor | None, bias: Any, out: Tensor, out_scale: Any,
+    x_qtype: str, qtype: str, block: list[int], token: bool, tile: Tile, traced: bool,
+) -> None:  # fmt: skip
+    from ..kernels.scaled import few
+
+    m, size = x.shape
+    n = w.shape[0]
+    f = facts(qtype, block, size)
+    nibbles = qtype == "int4"
+    chunks = -(-size // tile.bk)
+    splits = tile.splits(m, n, chunks)
+    down, across = -(-m // tile.bm), -(-n // tile.bn)
+    partial = counters = None
+    if splits > 1:
+        integers = x_qtype == "int8" and f.group == 0
+        partial = torch.empty(splits, m, n, dtype=torch.int32 if integers else torch.float32, device=x.device)
+        counters = torch.ops.quanto_cuda.locks(x, down * across) if traced else locks(x.device, down * across)
+    pdl = dependent_launch(x.device)
+    options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
+    launch(
+        few, (down, across, splits), _typed(x, x_qtype), xs, w if nibbles else _typed(w, qtype), ws, zero, bias, out,
+        out_scale, partial, counters, m, n, size, chunks, ws.shape[-1] if ws.ndim else 1, splits,
+        X=x_qtype, NIBBLES=nibbles, GROUP=f.group, TOKEN=token, EVEN=size % tile.bk == 0,
+        TAIL=tile.kw > 1 and chunks % tile.kw > 0, CAST=casts(x.device), BN=tile.bn, BM=tile.bm, BK=tile.bk,
+        KW=tile.kw, STAGES=tile.stages, SPLIT=splits > 1, PDL=pdl, FLOAT=interpreted() and x_qtype in _FLOAT8,
+        num_warps=tile.warps, num_stages=tile.stages, traced=traced, **options,
+    )  # fmt: skip
+
+
+def _many(
+    x: Tensor, xs: Tensor, w: Tensor, ws: Tensor, bias: Any, out: Tensor, out_scale: Any, x_qtype: str, token: bool,
+    tile: Tile, traced: bool,
+) -> None:  # fmt: skip
+    from ..kernels.scaled import many
+
+    m, size = x.shape
+    n = w.shape[0]
+    a, b = _typed(x, x_qtype), _typed(w, x_qtype)
+    tma = tile.tma and not traced and size % 16 == 0 and sm_count(x.device) > 1
+    if tma:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        a, b = (TensorDescriptor.from_tensor(t, [rows, tile.bk]) for t, rows in ((a, tile.bm), (b, tile.bn)))
+    launch(
+        many, (-(-m // tile.bm) * -(-n // tile.bn),), a, xs, b, ws, bias, out, out_scale, m, n, size, X=x_qtype,
+        TOKEN=token, EVEN=size % tile.bk == 0, CAST=casts(x.device), SWAP=tile.swap, TMA=tma, BM=tile.bm, BN=tile.bn,
+        BK=tile.bk, STRIPE=8, STAGES=tile.stages, FLOAT=interpreted() and x_qtype in _FLOAT8, num_warps=tile.warps,
+        num_stages=tile.stages, traced=traced,
+    )  # fmt: skip

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plugin: what quanto finds through the entry point."""
+
+from __future__ import annotations
+
+import quanto.plugins
+from quanto.kernels import KernelRegistry
+
+__all__ = ["QUANTO_API", "register_kernels"]
+
+QUANTO_API = 1
+
+
+@quanto.plugins.hookimpl
+def register_kernels(registry: KernelRegistry) -> None:
+    """Every kernel; none of them imports Triton before it runs."""
+    from . import specs
+
+    specs.register(registry)

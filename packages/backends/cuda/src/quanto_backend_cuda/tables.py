@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tile a kernel runs with: tables of measured problems, and the nearest one to the problem at hand.
+
+A table is a JSON file of `quanto_backend_cuda/configs`, named after the GPU; `quanto tune` writes one for this machine,
+which then comes first. Nothing is tuned at first use.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Tile", "nearest", "table_for", "user_table"]
+
+#: whose table serves qtypes that have none.
+_LIKE = {
+    "float8_e5m2": "float8_e4m3fn",
+    "float8_e4m3fn": "int8",
+    "mxfp8": "int8",
+    "mxfp4": "nf4",
+    "nvfp4": "nf4",
+    "fp4": "nf4",
+    "nf4": "int4",
+    "int3": "int4",
+    "int2": "int4",
+    "int8": "int4",
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a kernel is cut.
+
+    Attributes:
+        bn, bm: rows of the weight and tokens per block of threads.
+        kw: stretches of the input dimension per tile (few tokens).
+        warps, stages: of Triton.
+        blocks: how many blocks of threads the GPU should get; the input dimension is split until it has them.
+        on_weight: scale the weight instead of the product.
+        swap, bk: of the product of two quantized operands.
+        tma: read tiles through tensor descriptors.
+    """
+
+    bn: int
+    bm: int
+    kw: int = 1
+    warps: int = 4
+    stages: int = 4
+    blocks: int = 0
+    on_weight: bool = False
+    swap: bool = False
+    bk: int = 128
+    tma: bool = False
+
+    def splits(self, m: int, n: int, chunks: int) -> int:
+        """Pieces of the input dimension: enough for `blocks` blocks of threads, none of them empty."""
+        tiles = -(-n // self.bn) * -(-m // self.bm)
+        units = -(-chunks // self.kw)
+        want = max(1, min(round(self.blocks / tiles), units, 64))
+        each = -(-units // want)
+        return -(-units // each)
+
+
+def user_table() -> Path:
+    """Where `quanto tune` writes."""
+    base = os.environ.get("QUANTO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quanto"
+    return Path(base) / "cuda-tiles.json"
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def _shipped() -> dict[str, Any]:
+    folder = files(__package__) / "configs"
+    return {f.name.removesuffix(".json"): f for f in folder.iterdir() if f.name.endswith(".json")}
+
+
+@functools.cache
+def table_for(gpu: str) -> dict[str, list[dict[str, Any]]]:
+    """The rows for a GPU by kernel and qtype: its own, else those of the GPU whose name shares most words with it."""
+    words = set(_slug(gpu).split("-"))
+    shipped = _shipped()
+    ranked = sorted(shipped, key=lambda slug: (-len(words & set(slug.split("-"))), slug))
+    rows: dict[str, list[dict[str, Any]]] = json.loads(shipped[ranked[0]].read_text()) if ranked else {}
+    mine = user_table()
+    if mine.is_file():
+        rows = {**rows, **json.loads(mine.read_text(encoding="utf-8")).get(_slug(gpu), {})}
+    return rows
+
+
+@functools.cache
+def _gpu_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+@functools.lru_cache(maxsize=4096)
+def nearest(kernel: str, qtype: str, m: int, n: int, k: int, device: torch.device) -> Tile:
+    """The tile measured best for the nearest problem.
+
+    Args:
+        kernel: `"linear"` or `"scaled"`.
+        qtype: of the weight.
+        m, n, k: tokens, rows and columns; m is rounded up to a power of two, so that few kernels are compiled.
+        device: where it runs.
+    """
+    rows = table_for(_gpu_name(device.index or 0) if device.type == "cuda" else "")
+    name: str | None = qtype
+    while name is not None and f"{kernel}/{name}" not in rows:
+        name = _LIKE.get(name)
+    if name is None:
+        raise LookupError(f"no configuration for {kernel} of {qtype}")
+    m = 1 << (m - 1).bit_length()
+
+    def distance(row: dict[str, Any]) -> tuple[float, float]:
+        return abs(math.log2(row["m"] / m)), abs(math.log2(row["n"] / n)) + abs(math.log2(row["k"] / k))
+
+    best = min(rows[f"{kernel}/{name}"], key=distance)
+    return Tile(**best["tile"])

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""quanto's conformance suite over every kernel: whole on a GPU, a part of it in the interpreter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from quanto.kernels import KernelSpec, kernels
+from quanto.plugins import plugins
+from quanto.testing.cases import Case
+from quanto.testing.checks import Check
+from quanto.testing.run import plan
+from quanto_backend_cuda.specs import specs
+
+GPU = torch.cuda.is_available()
+# Cases per kernel and check. The interpreter takes a second for what a GPU does in microseconds.
+LIMIT = 1
+SLOW = {"compiles_once", "serves_several_threads", "agrees_on_any_shape"}
+
+
+def local(spec: KernelSpec) -> KernelSpec:
+    """The kernel as one of the device that runs the tests."""
+    return spec if GPU else replace(spec, device="cpu", min_capability=None)
+
+
+def chosen(spec: KernelSpec) -> Iterator[tuple[Check, Case]]:
+    taken: Counter[str] = Counter()
+    for check, case in plan(spec, "cuda" if GPU else "cpu"):
+        if not GPU and (taken[check.name] >= LIMIT or (check.name in SLOW and case.first.dtype != torch.float16)):
+            continue
+        taken[check.name] += 1
+        yield check, case
+
+
+def cases() -> list[object]:
+    plugins.load()
+    found = [(check, case) for spec in specs() for check, case in chosen(local(spec))]
+    return [pytest.param(check, case, id=f"{case}: {check.name}") for check, case in found]
+
+
+@pytest.mark.parametrize(("check", "case"), cases())
+def test_conforms(check: Check, case: Case) -> None:
+    check.run(case)
+
+
+def test_the_plugin_registers_every_kernel() -> None:
+    plugins.load()
+    assert {spec.name for spec in specs()} <= set(kernels.specs)
+    assert all(kernels.specs[spec.name].origin == "quanto-backend-cuda" for spec in specs())
+
+
+def test_kernels_without_their_instructions_refuse() -> None:
+    found = {spec.name: spec.min_capability for spec in specs() if spec.min_capability is not None}
+    assert found == {"cuda.scaled_linear_float8": (8, 9)}

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The choice of tiles."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from quanto_backend_cuda import tables
+from quanto_backend_cuda.ops.weights import KINDS
+from quanto_backend_cuda.tables import Tile, nearest, table_for
+
+CPU = torch.device("cpu")
+KERNELS = {"linear": sorted(KINDS), "scaled": ["int8", "int4", "float8_e4m3fn"]}
+
+
+@pytest.fixture(autouse=True)
+def _no_user_table(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("QUANTO_CACHE", str(tmp_path))
+    table_for.cache_clear()
+    nearest.cache_clear()
+    yield
+    table_for.cache_clear()
+    nearest.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_shipped_tile_is_one_that_triton_can_make(kernel: str) -> None:
+    for name in tables._shipped():
+        rows = json.loads(tables._shipped()[name].read_text())
+        for key in (k for k in rows if k.startswith(f"{kernel}/")):
+            for row in rows[key]:
+                t = Tile(**row["tile"])
+                assert all(math.log2(v).is_integer() for v in (t.bn, t.bm, t.warps, t.bk))
+                assert t.kw * t.bm >= 16 or t.kw == 0, f"{key} {row}: tensor cores take no fewer than 16 columns"
+                assert t.bm <= 1 << (row["m"] - 1).bit_length() + 4
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 16, 33, 300, 5000])
+@pytest.mark.parametrize(("n", "k"), [(16, 128), (1024, 4096), (128256, 4096), (8192, 28672)])
+def test_every_problem_has_a_tile_whose_splits_are_not_empty(tokens: int, n: int, k: int) -> None:
+    for kernel, qtypes in KERNELS.items():
+        for qtype in qtypes:
+            tile = nearest(kernel, qtype, tokens, n, k, CPU)
+            chunks = -(-k // tile.bk)
+            splits = tile.splits(tokens, n, chunks) if tile.kw else 1
+            units = math.ceil(chunks / max(tile.kw, 1))
+            each = math.ceil(units / splits) * max(tile.kw, 1)
+            assert splits >= 1
+            assert each * (splits - 1) < chunks
+
+
+def test_unknown_gpu_gets_the_most_similar_one() -> None:
+    assert table_for("NVIDIA H100 PCIe") == table_for("NVIDIA H100 80GB HBM3") == table_for("Some New GPU")
+
+
+def test_the_users_table_comes_first() -> None:
+    rows = {"linear/int4": [{"m": 1, "n": 1, "k": 1, "tile": {"bn": 512, "bm": 16}}]}
+    tables.user_table().write_text(json.dumps({"nvidia-h100": rows}))
+    assert table_for("NVIDIA H100")["linear/int4"] == rows["linear/int4"]
+    assert table_for("NVIDIA H100")["scaled/int8"] == table_for("other")["scaled/int8"]
