@@ -19,7 +19,7 @@ struct V {
   };
   using Bytes = __m256i;
   static constexpr bool kLookup = false;
-  static constexpr int kWidth = 1, kExactTile = 6, kSmallTile = 4, kIntegerTile = 4;
+  static constexpr int kWidth = 1, kExactTile = 6, kSmallTile = 4, kIntegerTile = 4, kFew = 4;
 
   static F both(__m256 v) { return {v, v}; }
   static I both(__m256i v) { return {v, v}; }
@@ -37,6 +37,10 @@ struct V {
   static I load_words(const void* p) {
     const auto* q = static_cast<const __m256i*>(p);
     return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+  }
+  static void store_words(void* p, I v) {
+    auto* q = static_cast<__m256i*>(p);
+    _mm256_storeu_si256(q, v.a), _mm256_storeu_si256(q + 1, v.b);
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   template <int N> static I shr(I x) { return N ? I{_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)} : x; }
@@ -68,9 +72,12 @@ struct V {
 #ifdef __AVXVNNI__
   template <bool Full> static I quads(I bytes) { return bytes; }
   template <bool Full> static __m256i spread(int32_t quad) { return _mm256_set1_epi32(quad); }
-  static I dot(I sum, I quads, __m256i x) {
-    return {_mm256_dpbusd_avx_epi32(sum.a, quads.a, x), _mm256_dpbusd_avx_epi32(sum.b, quads.b, x)};
+  // Not the intrinsic, see isa_avx512.cpp.
+  static __m256i dot(__m256i sum, __m256i quads, __m256i x) {
+    asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(quads), "x"(x));
+    return sum;
   }
+  static I dot(I sum, I quads, __m256i x) { return {dot(sum.a, quads.a, x), dot(sum.b, quads.b, x)}; }
 #else
   // Bytes of the full range: 255 * 127 + 255 * 127 does not fit 16 bits, so both factors are widened first.
   struct Wide {
@@ -207,11 +214,11 @@ namespace quanto {
 
 #ifdef __AVXVNNI__
 extern const Kernels kAvxVnni = {
-    "avx2_vnni", V::kExactTile, V::kSmallTile, V::kIntegerTile, V::kWidth,
+    "avx2_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kWidth,
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avxvnni"); },
 #else
 extern const Kernels kAvx2 = {
-    "avx2", V::kExactTile, V::kSmallTile, V::kIntegerTile, V::kWidth,
+    "avx2", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kWidth,
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
 #endif
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};

@@ -21,7 +21,7 @@ struct V {
     uint8_t v[16];
   };
   static constexpr bool kLookup = false;
-  static constexpr int kWidth = 1, kExactTile = 4, kSmallTile = 4, kIntegerTile = 4;
+  static constexpr int kWidth = 1, kExactTile = 4, kSmallTile = 4, kIntegerTile = 4, kFew = 4;
 
   static F zero() { return F{}; }
   static F set(float v) { return F{} + v; }
@@ -43,6 +43,7 @@ struct V {
     std::memcpy(&out, p, sizeof out);
     return out;
   }
+  static void store_words(void* p, I v) { std::memcpy(p, &v, sizeof v); }
   static void prefetch(const void*) {}
   template <int N> static I shr(I a) { return a >> N; }
   template <int N> static I shl(I a) { return a << N; }
@@ -146,7 +147,7 @@ extern const Kernels kDotprod = {"neon_dotprod",
 #else
 extern const Kernels kPortable = {"portable",
 #endif
-    V::kExactTile, V::kSmallTile, V::kIntegerTile, V::kWidth, [] { return true; },
+    V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kWidth, [] { return true; },
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};
 
 }  // namespace quanto

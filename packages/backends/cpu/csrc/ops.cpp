@@ -133,16 +133,8 @@ void parallel(int64_t count, int64_t work, const Body& body) {
   }
 }
 
-int integer_tile(int64_t rows, int largest) {
-  for (const int tile : {1, 2, 4, 8}) {
-    if (rows <= tile && tile <= largest) return tile;
-  }
-  if (largest <= 8) return largest;
-  const int64_t cost8 = divide_up(rows, 8) * 19, cost12 = divide_up(rows, largest) * (2 * largest + 3);
-  return cost8 < cost12 ? 8 : largest;
-}
-
-int exact_tile(int64_t rows, int largest) { return static_cast<int>(divide_up(rows, divide_up(rows, largest))); }
+// Tiles of even height, the fewest that do.
+int even_tile(int64_t rows, int largest) { return static_cast<int>(divide_up(rows, divide_up(rows, largest))); }
 
 int small_tile(int64_t rows, int largest) {
   for (const int tile : {1, 2, 4}) {
@@ -173,12 +165,14 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     const uint8_t* rows = x.data + first * w.k * size_of(x.type);
     Output output{out + first * w.n * size_of(out_type), out_type, bias, out_scale};
     const bool few = way == Way::kFloat && a.rows <= kernels.small_tile;
-    a.tile = integer ? integer_tile(a.rows, kernels.integer_tile)
-             : few   ? small_tile(a.rows, kernels.small_tile)
-                     : exact_tile(a.rows, kernels.exact_tile);
+    if (integer) {
+      a.tile = a.rows <= 4 ? small_tile(a.rows, 4) : even_tile(a.rows, kernels.integer_tile);
+    } else {
+      a.tile = few ? small_tile(a.rows, kernels.small_tile) : even_tile(a.rows, kernels.exact_tile);
+    }
     const int64_t tiles = divide_up(a.rows, a.tile), padded = tiles * a.tile;
-    // int8 codes: sums of up to 65536 products fit 32 bits. Floats: a scale for each 256 positions at the most.
-    const int64_t limit = !integer ? w.units : x.type == Type::kInt8 ? 65536 / w.format->unit : 256 / w.format->unit;
+    // Integers: one scale for each 256 positions at the most, and what is decoded at once.
+    const int64_t limit = !integer ? w.units : (x.type == Type::kInt8 ? 1024 : 256) / w.format->unit;
     a.block = std::min(w.units, limit);
     a.blocks = divide_up(w.units, a.block);
     const int64_t sums = padded * w.groups * a.blocks;

@@ -56,9 +56,8 @@ struct Output {
 // Functions of one instruction set.
 struct Kernels {
   const char* name;
-  int exact_tile;    // largest tile of rows of the blocked kernel
-  int small_tile;    // largest tile of the kernel that decodes as it goes
-  int integer_tile;
+  int exact_tile, integer_tile;  // largest tile of rows of the kernels that decode blocks
+  int small_tile;                // of the one for floats that decodes as it goes; for integers it is 4
   int width;         // panels that a kernel takes at once
   bool (*available)();
   // Computes output features 16 * begin … 16 * end for all rows.

@@ -33,8 +33,8 @@ def specs() -> Iterator[KernelSpec]:
     """Every kernel, each for weights in panels and for canonical ones.
 
     Exact kernels accumulate in float32. Integer kernels round activations to int8 per block of up to 256 features,
-    which adds an error of 0.7 % of a typical output (root mean square; 3 to 4 % is the worst of many). bfloat16 and float16
-    activations get them by default.
+    which adds an error of 0.7 % of a typical output (root mean square; 3 to 4 % is the worst of many). bfloat16 and
+    float16 activations get them by default.
     """
     for suffix, layout, step in (("_panels", PANELS.name, 0), ("", CANONICAL, -10)):
         common: dict[str, Any] = {

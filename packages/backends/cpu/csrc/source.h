@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// Panels by number, and where results go.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <new>
+
+#include "decode.h"
+
+namespace quanto {
+namespace {
+
+// Uninitialized memory for whole registers.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) : data_(count > 0 ? static_cast<T*>(::operator new[](sizeof(T) * count, std::align_val_t(64))) : nullptr) {}
+  T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { ::operator delete[](p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<T[], Free> data_;
+};
+
+struct Panel {
+  const uint8_t* codes;
+  const uint8_t* scale;
+  const uint8_t* zero;
+  const float* poison;
+};
+
+// Gives panels by number; those that are canonical are made in memory of its own.
+class Panels {
+ public:
+  explicit Panels(const Weight& w) : w_(w) {}
+
+  Panel get(int64_t panel, int slot) {
+    const int64_t bytes = panel_bytes(w_), s = size_of(w_.scale_type), z = size_of(w_.zero_type), g = w_.groups * kRows;
+    const uint8_t *codes, *scale, *zero;
+    if (panel < w_.ready) {
+      codes = w_.codes + panel * kRows * w_.stride;
+      scale = static_cast<const uint8_t*>(w_.scale) + panel * g * s;
+      zero = static_cast<const uint8_t*>(w_.zero) + panel * g * z;
+    } else {
+      const int64_t padded = (bytes + 63) / 64 * 64;
+      if (!own_[slot]) own_[slot] = std::make_unique<Scratch<uint8_t>>(padded + g * (s + z) + 64);
+      uint8_t* p = own_[slot]->get();
+      pack_panel(w_, panel, p, p + padded, p + padded + g * s);
+      codes = p, scale = p + padded, zero = scale + g * s;
+    }
+    const float* poison = w_.poisoned() ? reinterpret_cast<const float*>(codes + bytes - kRows * 4) : nullptr;
+    return {codes, scale, zero, poison};
+  }
+
+ private:
+  const Weight& w_;
+  std::unique_ptr<Scratch<uint8_t>> own_[4];
+};
+
+F scale_of(const Weight& w, const Panel& p, int64_t group) {
+  return V::load_as(p.scale + group * kRows * size_of(w.scale_type), w.scale_type);
+}
+
+// The zero point of a group plus the offset that codes still have.
+F zero_of(const Weight& w, const Panel& p, int64_t group, float offset) {
+  const F zero = w.zero_type == Type::kNone ? V::zero() : V::load_as(p.zero + group * kRows * size_of(w.zero_type), w.zero_type);
+  return V::add(zero, V::set(offset));
+}
+
+void store_row(const Weight& w, const Output& out, const Panel& p, int64_t panel, int64_t row, F y, float factor) {
+  alignas(64) float values[kRows];
+  y = V::mul(y, V::set(factor));
+  if (p.poison) y = V::add(y, V::load(p.poison));
+  const int64_t first = panel * kRows;
+  const int count = static_cast<int>(std::min<int64_t>(kRows, w.n - first));
+  if (out.bias && count == kRows) y = V::add(y, V::load(out.bias + first));
+  if (count == kRows && V::store_as(out.data, row * w.n + first, out.type, y, out.scale)) return;
+  V::store(values, y);
+  if (out.bias && count < kRows) {
+    for (int i = 0; i < count; ++i) values[i] += out.bias[first + i];
+  }
+  for (int i = 0; i < count; ++i) V::store_one(out.data, row * w.n + first + i, out.type, values[i], out.scale);
+}
+
+}  // namespace
+}  // namespace quanto
