@@ -44,6 +44,18 @@ QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM"
 PYTORCH_CPU = "https://download.pytorch.org/whl/cpu"
 
 
+def manifest(folder: Path) -> dict[str, Any]:
+    """The `[project]` table of a package."""
+    project: dict[str, Any] = nox.project.load_toml(folder / "pyproject.toml")["project"]
+    return project
+
+
+def third_party() -> list[str]:
+    """What packages other than core require from others; their tests, and those of the wheels, are lent it."""
+    found = {requirement for folder in (*BACKENDS, *INTEGRATIONS) for requirement in manifest(folder)["dependencies"]}
+    return sorted(r for r in found if not re.match(r"(quanto-|torch\b)", r))
+
+
 def has_gpu() -> bool:
     """Whether an NVIDIA driver answers."""
     driver = shutil.which("nvidia-smi")
@@ -87,7 +99,7 @@ def borrow_dev(session: nox.Session) -> None:
 def dev_environment(session: nox.Session) -> None:
     """The shared environment in .nox/dev: core editable, the pinned torch, every tool. Activate it to work by hand."""
     install(session, "torch", *BUILD)
-    install(session, *TEST, *TOOLS, *DEMO, "--editable", f"{CORE}[cli,testing]")
+    install(session, *TEST, *TOOLS, *DEMO, *third_party(), "--editable", f"{CORE}[cli,testing]")
 
 
 @nox.session(venv_backend="none", requires=["dev"])
