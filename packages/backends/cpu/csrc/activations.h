@@ -53,16 +53,25 @@ bool prepare_exact(const Weight& w, const void* x, Type type, int64_t stride, Ac
 
 // Puts the bytes of each unit in the order of `position`: those of a quad side by side.
 void reorder(Code code, int8_t* codes, int64_t count) {
-  typedef int8_t Bytes __attribute__((vector_size(16), aligned(1)));
   if (code == Code::kInt8) return;
+#if defined(__clang__)
+  int8_t order[16];
+#else
+  typedef int8_t Bytes __attribute__((vector_size(16)));
   Bytes order;
+#endif
   const int unit = code == Code::kInt2 || code == Code::kInt3 ? 16 : 8;
   for (int i = 0; i < 16; ++i) order[i] = static_cast<int8_t>(i / unit * unit + position(code, i % unit / 4, i % 4));
   int64_t i = 0;
   for (; i + 16 <= count; i += 16) {
+#if defined(__clang__)
+    int8_t bytes[16];
+    for (int j = 0; j < 16; ++j) bytes[j] = codes[i + order[j]];
+#else
     Bytes bytes;
     std::memcpy(&bytes, codes + i, 16);
     bytes = __builtin_shuffle(bytes, order);
+#endif
     std::memcpy(codes + i, &bytes, 16);
   }
   if (i < count) {  // half a register: one unit of four bits

@@ -14,15 +14,16 @@
 #include <tuple>
 #include <vector>
 
-#if defined(QUANTO_X86)
-#include <immintrin.h>
-#endif
-
-#include "problem.h"
 #include "quantize.h"
 #include "rows.h"
+#include "run.h"
 
 namespace quanto {
+
+void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  torch::stable::parallel_for(0, count, grain, body);
+}
+
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -47,18 +48,6 @@ void check_floating(const Tensor& t, const char* what) {
 }
 
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
-
-// Lets subnormal numbers be what they are: float8 codes are decoded through them.
-class Subnormals {
- public:
-#if defined(QUANTO_X86)
-  Subnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
-  ~Subnormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#endif
-};
 
 // A weight and the tensors that keep its memory.
 struct Held {
@@ -107,116 +96,6 @@ Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor
 }
 
 // -- linear -----------------------------------------------------------------------------------------------------------
-
-struct Free {
-  void operator()(void* p) const { ::operator delete[](p, std::align_val_t(64)); }
-};
-template <class T>
-using Buffer = std::unique_ptr<T[], Free>;
-template <class T>
-Buffer<T> allocate(int64_t count) {
-  return Buffer<T>(static_cast<T*>(::operator new[](sizeof(T) * std::max<int64_t>(count, 1), std::align_val_t(64))));
-}
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-constexpr int64_t kRowsAtOnce = 504;        // activations prepared at once: a multiple of every tile
-constexpr int64_t kGrain = int64_t{1} << 18;  // multiply-adds that are worth a thread
-
-template <class Body>
-void parallel(int64_t count, int64_t work, const Body& body) {
-  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(work, 1));
-  if (count <= grain) {
-    body(0, count);
-  } else {
-    torch::stable::parallel_for(0, count, grain, body);
-  }
-}
-
-// Tiles of even height, the fewest that do.
-int even_tile(int64_t rows, int largest) { return static_cast<int>(divide_up(rows, divide_up(rows, largest))); }
-
-int small_tile(int64_t rows, int largest) {
-  for (const int tile : {1, 2, 4}) {
-    if (rows <= tile) return tile;
-  }
-  return largest;
-}
-
-// What multiplies the rows of x, given as it is: values of `type`, or int8 codes with scales.
-struct Rows {
-  const uint8_t* data;
-  Type type;
-  int64_t count;
-  const float* scales = nullptr;  // of int8: one, or one a row
-  bool many = false;
-};
-
-// How to compute: integers, or floats decoded as they go where rows are few, or floats decoded in blocks.
-enum class Way { kInteger, kFloat, kBlocks };
-
-void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_t* out, Type out_type, const float* bias,
-         float out_scale) {
-  const int width = kernels.width;
-  const bool integer = way == Way::kInteger;
-  for (int64_t first = 0; first < x.count; first += kRowsAtOnce) {
-    Activations a;
-    a.rows = std::min(kRowsAtOnce, x.count - first);
-    const uint8_t* rows = x.data + first * w.k * size_of(x.type);
-    Output output{out + first * w.n * size_of(out_type), out_type, bias, out_scale};
-    const bool few = way == Way::kFloat && a.rows <= kernels.small_tile;
-    if (integer) {
-      a.tile = a.rows <= 4 ? small_tile(a.rows, 4) : even_tile(a.rows, kernels.integer_tile);
-    } else {
-      a.tile = few ? small_tile(a.rows, kernels.small_tile) : even_tile(a.rows, kernels.exact_tile);
-    }
-    const int64_t tiles = divide_up(a.rows, a.tile), padded = tiles * a.tile;
-    // Integers: one scale for each 256 positions at the most, and what is decoded at once.
-    const int64_t limit = !integer ? w.units : (x.type == Type::kInt8 ? 1024 : 256) / w.format->unit;
-    a.block = std::min(w.units, limit);
-    a.blocks = divide_up(w.units, a.block);
-    const int64_t sums = padded * w.groups * a.blocks;
-    Buffer<float> values, scales, totals;
-    Buffer<int32_t> quads;
-    if (integer) {
-      quads = allocate<int32_t>(padded * w.padded() / 4);
-      scales = allocate<float>(sums);
-      a.quads = quads.get();
-      a.scales = scales.get();
-    } else {
-      values = allocate<float>(padded * w.padded());
-      a.values = values.get();
-    }
-    if (integer || few) {
-      totals = allocate<float>(sums);
-      a.sums = totals.get();
-    }
-    std::atomic<bool> finite{true};
-    parallel(tiles, w.k * a.tile * 4, [&](int64_t begin, int64_t end) {
-      if (!integer) {
-        if (!kernels.prepare_exact(w, rows, x.type, w.k, a, begin, end)) finite = false;
-        return;
-      }
-      if (!kernels.prepare_integer(w, rows, x.type, w.k, a, begin, end)) finite = false;
-      if (x.type != Type::kInt8) return;
-      const int64_t each = w.groups * a.blocks;
-      for (int64_t i = begin * each * a.tile; i < end * each * a.tile; ++i) {
-        const int64_t row = i / (each * a.tile) * a.tile + i % a.tile;
-        a.scales[i] = row < a.rows ? x.scales[x.many ? first + row : 0] : 0;
-      }
-    });
-    if (!finite) {  // infinity and NaN have no int8, and infinite sums cannot be taken off again
-      run(kernels, w, {rows, x.type, a.rows}, Way::kBlocks, static_cast<uint8_t*>(output.data), out_type, bias, out_scale);
-      continue;
-    }
-    const auto kernel = integer ? kernels.integer : few ? kernels.small : kernels.exact;
-    const int64_t pairs = divide_up(w.panels(), width);
-    parallel(pairs, a.rows * w.padded() * kRows * width, [&](int64_t begin, int64_t end) {
-      Subnormals guard;
-      kernel(w, a, output, begin * width, std::min(end * width, w.panels()));
-    });
-  }
-}
 
 Buffer<float> floats(const Tensor& t) {
   const Tensor held = dense(t);
