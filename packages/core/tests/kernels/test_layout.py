@@ -101,11 +101,15 @@ def test_arranging_changes_memory_and_nothing_else(qtype: str) -> None:
 
 
 def test_other_dtypes_unpack_for_the_reference() -> None:
-    model, plain = _model().half(), _canonical().half()
+    model, plain = _model(), _canonical()
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert torch.equal(model(X), plain(X))
     assert _layouts(model) == {"test.upside-down"}
-    assert torch.equal(model(X.half()), plain(X.half()))
-    assert "takes dtype float32, not float16" in str(quanto.explain(model))
+    assert "takes dtype float32, not float16" in str(quanto.explain(model, torch.float16))
+    assert _layouts(model.half()) == {"canonical"}  # arranged anew
+    assert torch.equal(model(X.half()), plain.half()(X.half()))
     assert torch.equal(model.float()(X), plain.float()(X))
+    assert _layouts(model) == {"test.upside-down"}
     x = X.clone().requires_grad_()
     y = X.clone().requires_grad_()
     model(x).sum().backward()

@@ -136,6 +136,7 @@ def test_sharing_memory(name: str) -> None:
 
 
 def test_values_outside_of_torch() -> None:
+    pytest.importorskip("numpy")
     q = quanto.quantize_tensor(_randn(3, 8), "int4")
     assert q.tolist() == q.dequantize().tolist()
     assert q.numpy().tolist() == q.tolist()
