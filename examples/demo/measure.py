@@ -61,6 +61,7 @@ class Row:
         scheme: its name.
         bits: bits per weight of the quantized layers, scales and zero points included.
         groups: how many weights share a scale; "row" for a scale per output feature.
+        kernels: that run the quantized layers.
         file_bytes: size of the whole saved model.
         perplexity: with its convention.
         per_second: generated tokens per second.
@@ -74,6 +75,7 @@ class Row:
     scheme: str
     bits: float
     groups: str
+    kernels: tuple[str, ...]
     file_bytes: int
     perplexity: Perplexity
     per_second: float
@@ -92,7 +94,7 @@ def measure_float(model: Any, work: Workload, folder: Path) -> Row:
     """Measures the model as it is; writes it in the format of transformers to `folder`."""
     bits = 8 * next(model.parameters()).element_size()
     _, save_s = _timed(lambda: model.save_pretrained(folder))
-    return _measure(model, work, folder, FLOAT, bits=bits, groups="–", quantize_s=None, save_s=save_s)
+    return _measure(model, work, folder, FLOAT, bits=bits, groups="–", kernels=(), quantize_s=None, save_s=save_s)
 
 
 def measure_quantized(model: Any, work: Workload, folder: Path, scheme: str, options: dict[str, Any]) -> Row:
@@ -121,7 +123,9 @@ def measure_quantized(model: Any, work: Workload, folder: Path, scheme: str, opt
     _, quantize_s = _timed(quantize)
     bits, groups = _stored(model, layers)
     _, save_s = _timed(lambda: quanto.save(model, folder))
-    return _measure(model, work, folder, scheme, bits=bits, groups=groups, quantize_s=quantize_s, save_s=save_s)
+    kernels = tuple(sorted({layer.kernel for layer in quanto.explain(model).layers if layer.kernel}))
+    known = {"bits": bits, "groups": groups, "kernels": kernels, "quantize_s": quantize_s, "save_s": save_s}
+    return _measure(model, work, folder, scheme, **known)
 
 
 def _measure(model: Any, work: Workload, folder: Path, scheme: str, **known: Any) -> Row:

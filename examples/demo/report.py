@@ -67,6 +67,8 @@ def notes(rows: list[Row], convention: str, kept: str) -> list[str]:
         "Group: weights that share a scale. Bits per weight count codes, scales and zero points of the quantized "
         f"layers. {kept}",
     ]
+    if kernels := _kernels(rows):
+        result.append(f"Kernels: {kernels}.")
     if any(row.scheme == "int4" for row in rows):
         result.append(
             "int4: these weights were stored in 4 bits before (Q4_1, groups of 32), so this is a second quantization "
@@ -86,6 +88,15 @@ def notes(rows: list[Row], convention: str, kept: str) -> list[str]:
 def write_json(rows: list[Row], path: Path, about: dict[str, Any]) -> None:
     """Writes the figures with the versions and the machine they belong to."""
     path.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n", encoding="utf-8")
+
+
+def _kernels(rows: list[Row]) -> str:
+    """Which kernels ran which schemes."""
+    schemes: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if row.kernels:
+            schemes.setdefault(row.kernels, []).append(row.scheme)
+    return "; ".join(f"{' and '.join(kernels)} for {', '.join(names)}" for kernels, names in schemes.items())
 
 
 def _change(ratio: float) -> str:
