@@ -57,13 +57,14 @@ def encode(values: Tensor, qtype: QType) -> Tensor:
 
 def _nearest(values: Tensor, qtype: QType) -> Tensor:
     assert qtype.table is not None
-    table, order = torch.tensor(qtype.table, dtype=values.dtype, device=values.device).sort()
+    table, order = torch.tensor(qtype.table, dtype=values.dtype).sort()
     middles = (table[1:] + table[:-1]) / 2
-    values = values.contiguous()  # bucketize warns of anything else
-    low = torch.bucketize(values, middles)  # values on a middle go to the lower entry
-    high = torch.bucketize(values, middles, right=True)
-    rank = torch.where(order[low] % 2 == 0, low, high)
-    return torch.where(values.isnan(), qtype.table.index(0.0), order[rank]).to(torch.uint8)
+    # bucketize puts a value on a boundary below it: where the code below is odd, the boundary moves down by one step.
+    down = torch.nextafter(middles, torch.full_like(middles, -torch.inf))
+    middles = torch.where(order[:-1] % 2 == 0, middles, down).to(values.device)
+    rank = torch.bucketize(values.contiguous(), middles, out_int32=True)  # it warns of anything else
+    codes = order.to(values.device, torch.uint8)[rank]
+    return torch.where(values.isnan(), qtype.table.index(0.0), codes)
 
 
 def decode(codes: Tensor, qtype: QType, dtype: torch.dtype = torch.float32) -> Tensor:
