@@ -17,7 +17,7 @@ from tiny import MODELS, auto_class, build, run
 import quanto
 from quanto.nn import QModule
 from quanto_transformers import QuantoConfig, QuantoHfQuantizer
-from quanto_transformers import quantize_op as op
+from quanto_transformers import quantize_rows as op
 
 Saved = Callable[..., Path]
 

@@ -8,9 +8,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
-__all__ = ["copy_converter", "float_like_codes", "is_sharded", "splits_keep_dimensions", "watch_missing"]
+__all__ = ["copy_converter", "is_sharded", "parallel_styles", "splits_keep_dimensions", "watch_missing"]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -51,8 +50,12 @@ def watch_missing(model: Any, tell: Callable[[set[str]], None]) -> None:
     model.__dict__["_move_missing_keys_from_meta_to_device"] = watched
 
 
-def float_like_codes(stand_in: Tensor, codes: Tensor) -> Tensor:
-    """A float stand-in distributed as the codes it stands for."""
-    if not is_sharded(codes):
-        return stand_in
-    raise NotImplementedError
+def parallel_styles() -> tuple[Any, Any]:
+    """The table of tensor-parallel styles and the class they inherit; None where this torch has no `distributed`."""
+    import torch.distributed
+
+    if not torch.distributed.is_available():
+        return None, None
+    from transformers.distributed import tensor_parallel
+
+    return tensor_parallel.ALL_PARALLEL_STYLES, tensor_parallel.TensorParallelLayer

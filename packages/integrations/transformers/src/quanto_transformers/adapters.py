@@ -19,6 +19,7 @@ from torch import nn
 from quanto.nn import QModule
 from quanto.nn.slot import PARTS
 
+from .adapter import is_sharded
 from .editing import codes, editable, restore
 
 __all__ = ["teach_preparing", "teach_tuners"]
@@ -33,6 +34,7 @@ class _Merging:
         if not isinstance(base, QModule) or not base.frozen:
             super().merge(*args, **kwargs)  # type: ignore[misc]
             return
+        _refuse_sharded(base)
         before = None if self.merged else codes(base)
         with editable(base):
             super().merge(*args, **kwargs)  # type: ignore[misc]
@@ -51,6 +53,14 @@ class _Merging:
             restore(base, before)
 
 
+def _refuse_sharded(base: QModule) -> None:
+    if any(is_sharded(p) for p in base.parameters(recurse=False)):
+        raise RuntimeError(
+            "an adapter cannot be merged into a weight that is spread over processes: save the adapter, and merge it "
+            "in one process"
+        )
+
+
 _classes: dict[type, type] = {}
 
 
@@ -61,18 +71,25 @@ def _merging(cls: type) -> type:
 
 
 @contextmanager
-def _float_convolutions(model: nn.Module) -> Iterator[None]:
-    """Within, quantized convolutions have their float classes: PEFT makes adapters of the very class it finds.
+def _as_floats(model: nn.Module) -> Iterator[None]:
+    """Within, layers look to PEFT as their float ones would.
 
-    `weight` then is a tensor of the right shape, dtype and device that takes no memory.
+    `weight` of convolutions, and of what tensor parallelism spread over ranks, is a tensor of the whole shape that
+    takes no memory. Convolutions have their float classes: PEFT makes adapters of the very class it finds.
     """
-    found = [(m, type(m)) for m in model.modules() if isinstance(m, QModule) and hasattr(m, "kernel_size") and m.frozen]
-    for module, _ in found:
-        slot, codes_ = module._slots["weight"], module._parameters["weight_packed"]
-        assert codes_ is not None
-        empty = torch.empty((), dtype=slot.dtype, device=codes_.device)
-        module.__dict__["weight"] = nn.Parameter(empty.expand(slot.shape), requires_grad=False)
-        module.__class__ = module._float_class  # type: ignore[assignment]
+    found: list[tuple[Any, type]] = []
+    for module in model.modules():
+        if not isinstance(module, QModule) or "weight_packed" not in module._parameters:
+            continue
+        convolution = hasattr(module, "kernel_size")
+        if convolution or "_quanto_whole" in module.__dict__:
+            found.append((module, type(module)))
+            slot, packed = module._slots["weight"], module.get_parameter("weight_packed")
+            empty = torch.empty((), dtype=slot.dtype, device=packed.device)
+            shape = module.__dict__.get("_quanto_whole", {}).get("weight", slot.shape)
+            module.__dict__["weight"] = nn.Parameter(empty.expand(shape), requires_grad=False)
+            if convolution:
+                module.__class__ = module._float_class  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -94,7 +111,7 @@ def teach_tuners(tuner: Any, layer: type) -> None:
 
     @functools.wraps(original)
     def inject_adapter(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _float_convolutions(model):
+        with _as_floats(model):
             done = original(self, model, *args, **kwargs)
         for module in model.modules():
             found: Any = module

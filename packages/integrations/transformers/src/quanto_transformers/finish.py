@@ -13,7 +13,7 @@ from quanto.nn import QModule
 from quanto.nn.checkpoint import check_parts
 from quanto.nn.slot import PARTS
 
-from . import conversions, skeleton
+from . import conversions, parallel, skeleton
 from .adapter import is_sharded
 from .files import where_is
 from .kv_config import KVCacheConfig
@@ -45,7 +45,10 @@ def finish(model: Any, quantizer: QuantoHfQuantizer) -> None:
     if quantizer.pre_quantized and quantizer.quantization_config.dequantize:
         dequantize(model, None)
         return
-    if not any(is_sharded(p) for p in model.parameters()) and not _is_offloaded(model):
+    if any(is_sharded(p) for p in model.parameters()):
+        for _, module in quantizer.quantized:
+            parallel.localize(module)
+    elif not _is_offloaded(model):
         arrange(model)
     model._weight_conversions = conversions.for_saving(
         getattr(model, "_weight_conversions", None) or [], model, quantizer.quantized

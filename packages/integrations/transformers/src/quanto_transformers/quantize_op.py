@@ -10,16 +10,14 @@ from torch import Tensor
 from transformers.core_model_loading import ConversionOps
 
 from quanto.nn import QModule
-from quanto.nn.slot import PARTS, Slot
-from quanto.scheme import Scheme
-from quanto.tensor.quantize import quantize_parts
+from quanto.nn.slot import PARTS
 
+from .adapter import is_sharded
+from .parallel import shard_like
+from .quantize_rows import quantize_rows
 from .standins import StandIns
 
-__all__ = ["QuantizeOnLoad", "quantize_rows"]
-
-#: elements quantized at once: the float32 copies that an algorithm makes of them are the working set of loading.
-CHUNK = 2**24
+__all__ = ["QuantizeOnLoad", "quantize_weight"]
 
 
 class QuantizeOnLoad(ConversionOps):  # type: ignore[misc]
@@ -55,34 +53,18 @@ class QuantizeOnLoad(ConversionOps):  # type: ignore[misc]
 
 
 def quantize_weight(module: QModule, leaf: str, value: Tensor, name: str) -> tuple[Tensor | None, ...]:
-    """Codes, scale, zero point and global scale of a float weight.
+    """Codes, scale, zero point and global scale of a float weight; of this rank, where they are sharded.
 
     Raises:
         ValueError: if it has another shape than the module's.
     """
     slot = module._slots[leaf]
-    if tuple(value.shape) != slot.shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)} in the checkpoint and {slot.shape} in the model")
-    return quantize_rows(slot, slot.rows(value))
-
-
-def quantize_rows(slot: Slot, rows: Tensor) -> tuple[Tensor | None, ...]:
-    """Quantizes the rows of a weight `[…, out, in]`, some at a time where that gives the same numbers.
-
-    Experts are one matrix each, and a row alone decides its scales unless blocks span rows.
-    """
-    scheme = slot.scheme
-    blocks = scheme.block_size(tuple(rows.shape))
-    if not _splits(scheme, rows.ndim) or rows.numel() <= CHUNK or rows.is_meta:
-        return quantize_parts(rows, scheme, blocks)
-    if rows.ndim > 2:
-        made = [quantize_rows(slot, matrix) for matrix in rows]
-        return tuple(None if t[0] is None else torch.stack(t) for t in zip(*made, strict=True))
-    step = max(1, CHUNK // rows.shape[-1])
-    made = [quantize_parts(part, scheme, blocks) for part in rows.split(step)]
-    return tuple(None if t[0] is None else torch.cat(t) for t in zip(*made, strict=True))
-
-
-def _splits(scheme: Scheme, ndim: int) -> bool:
-    alone = scheme.granularity not in ("tensor", "block") and not scheme.qtype.two_level
-    return alone and scheme.quantizer in ("absmax", "minmax") and ndim >= 2
+    shown: Any = module.__dict__.get(leaf)
+    shape = tuple(shown.to_local().shape) if is_sharded(shown) else slot.shape
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)} in the checkpoint and {shape} in the model")
+    parts = quantize_rows(slot, slot.rows(value))
+    if is_sharded(shown):
+        return parts
+    held = [module._parameters.get(f"{leaf}_{part}") for part in PARTS]
+    return tuple(None if t is None else shard_like(t, p) for t, p in zip(parts, held, strict=True))

@@ -15,8 +15,8 @@ from transformers.quantizers.base import HfQuantizer
 from quanto.nn import QModule
 from quanto.nn.slot import PARTS
 
-from . import conversions, skeleton
-from .adapter import watch_missing
+from . import conversions, parallel, skeleton
+from .adapter import parallel_styles, watch_missing
 from .config import QuantoConfig
 from .files import check_files
 from .finish import dequantize, finish, missing
@@ -70,8 +70,20 @@ class QuantoHfQuantizer(HfQuantizer):  # type: ignore[misc]
             made = skeleton.build(select(model, config), trainable=config.qat)
         self.quantized = made
         skeleton.share_tied(model, float_names=not self.pre_quantized)
+        self._plan_parallel(model)
         self.stand_ins = StandIns(made, in_state_dict=not self.pre_quantized)
         watch_missing(model, lambda names: missing(names, model, self))
+
+    def _plan_parallel(self, model: Any) -> None:
+        styles, base = parallel_styles()
+        if styles is not None:
+            parallel.register_style(styles, base)
+            for plan in (getattr(model, "_tp_plan", None), getattr(model, "_ep_plan", None)):
+                if plan:
+                    parallel.plan_parts(plan, self.quantized)
+
+    def update_parallel_plan(self, model: Any, plan: dict[str, str]) -> None:
+        """Done already, in a way that transformers before 5.21 has too."""
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
         """The model's converters of checkpoint names; transformers before 5.20 doesn't pass the model."""

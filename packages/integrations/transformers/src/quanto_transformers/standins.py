@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from quanto.nn import QModule
 from quanto.nn.slot import PARTS
 
-from .adapter import float_like_codes
+from . import parallel
+from .adapter import is_sharded
+from .quantize_rows import rows_are_alone
 
 __all__ = ["StandIns"]
 
@@ -109,11 +111,15 @@ def _names(leaf: str) -> list[str]:
 
 
 def _show(module: Any, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    for leaf in module._slots:
+    for leaf, slot in module._slots.items():
         codes = module._parameters.get(f"{leaf}_packed")
         stand_in = module.__dict__.get(leaf)
         if codes is None or stand_in is None:
             continue
         for name in _names(leaf):
             state.pop(f"{prefix}{name}", None)
-        state[f"{prefix}{leaf}"] = float_like_codes(stand_in, codes)
+        if is_sharded(codes) and not is_sharded(stand_in):
+            stand_in = parallel.stand_in(stand_in, slot, codes, rows_are_alone(slot))
+            stand_in._is_hf_initialized = True
+            module.__dict__[leaf] = stand_in
+        state[f"{prefix}{leaf}"] = stand_in
