@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-__all__ = ["copy_converter", "is_sharded", "parallel_styles", "splits_keep_dimensions", "watch_missing"]
+__all__ = [
+    "copy_converter",
+    "is_sharded",
+    "parallel_styles",
+    "renames_on_load",
+    "splits_keep_dimensions",
+    "watch_missing",
+]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -48,6 +55,21 @@ def watch_missing(model: Any, tell: Callable[[set[str]], None]) -> None:
         return original(missing_keys, *args, **kwargs)
 
     model.__dict__["_move_missing_keys_from_meta_to_device"] = watched
+
+
+def renames_on_load(model: Any) -> Callable[[str], str]:
+    """What a name in a checkpoint, perhaps an old one, is in the model."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    entries = get_model_conversion_mapping(model)
+    renamings = [e for e in entries if isinstance(e, WeightRenaming)]
+    converters = [e for e in entries if isinstance(e, WeightConverter)]
+
+    def rename(name: str) -> str:
+        return str(rename_source_key(name, renamings, converters)[0])
+
+    return rename
 
 
 def parallel_styles() -> tuple[Any, Any]:

@@ -60,6 +60,7 @@ class QuantoConfig(StockQuantoConfig):  # type: ignore[misc]
             `quanto_transformers.kv_config.KVCacheConfig`.
         dequantize: for saved models: load them as floats.
         format_version, modules: of a saved model; not to be given by hand.
+        optimum_map: the path of the map in a folder that optimum-quanto saved; not to be given by hand.
 
     Raises:
         ValueError: for an unknown or unfit field, naming it.
@@ -88,6 +89,7 @@ class QuantoConfig(StockQuantoConfig):  # type: ignore[misc]
         dequantize: bool = False,
         format_version: int = FORMAT_VERSION,
         modules: Sequence[Mapping[str, Any]] | None = None,
+        optimum_map: str | None = None,
         quant_method: str = "quanto",
         **unknown: Any,
     ) -> None:
@@ -117,6 +119,7 @@ class QuantoConfig(StockQuantoConfig):  # type: ignore[misc]
         self.kv_cache = None if kv_cache is None else KVCacheConfig.parse(kv_cache).to_dict()
         self.format_version = format_version
         self.modules = None if modules is None else [layer.to_dict() for layer in parse_layers(modules)]
+        self.optimum_map = optimum_map
         self.post_init()
 
     def post_init(self) -> None:

@@ -13,7 +13,7 @@ from quanto.nn import QModule
 from quanto.nn.checkpoint import check_parts
 from quanto.nn.slot import PARTS
 
-from . import conversions, parallel, skeleton
+from . import conversions, inherited, parallel, skeleton
 from .adapter import is_sharded
 from .files import where_is
 from .kv_config import KVCacheConfig
@@ -38,6 +38,8 @@ def finish(model: Any, quantizer: QuantoHfQuantizer) -> None:
     stand_ins.remove()
     quantizer.stand_ins = None
     skeleton.share_tied(model, float_names=False)
+    if quantizer.inherited is not None:
+        inherited.fill(quantizer.quantized, quantizer.inherited, quantizer.checkpoint_files)
     for name, module in quantizer.quantized:
         for leaf in module._slots:
             if f"{leaf}_packed" in module._parameters:
@@ -92,6 +94,8 @@ def missing(names: set[str], model: Any, quantizer: QuantoHfQuantizer) -> None:
     """
     stand_ins = quantizer.stand_ins
     assert stand_ins is not None
+    if quantizer.inherited is not None:
+        return  # `finish` reads them
     if not quantizer.pre_quantized:
         stand_ins.release(name for name in list(stand_ins.waiting) if name in names)
         return

@@ -7,6 +7,7 @@ The order of the calls, and what each is given, is written in the docstrings, be
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from quanto.nn import QModule
 from quanto.nn.slot import PARTS
 
-from . import conversions, parallel, skeleton
+from . import conversions, inherited, parallel, skeleton
 from .adapter import parallel_styles, watch_missing
 from .config import QuantoConfig
 from .files import check_files
@@ -45,6 +46,8 @@ class QuantoHfQuantizer(HfQuantizer):  # type: ignore[misc]
         self.stand_ins: StandIns | None = None
         self.quantized: list[tuple[str, QModule]] = []
         self.checkpoint_files: list[str] = []
+        #: of a folder of optimum-quanto: what each module is called there
+        self.inherited: dict[str, str] | None = None
 
     # -- before loading, in this order ---------------------------------------------------------------------------------
 
@@ -64,7 +67,14 @@ class QuantoHfQuantizer(HfQuantizer):  # type: ignore[misc]
         """The model is on the meta device, untied; `checkpoint_files` are those about to be read."""
         self.checkpoint_files = check_files(kwargs.get("checkpoint_files"))
         config = self.quantization_config
-        if self.pre_quantized and config.modules is not None:
+        if self.pre_quantized and config.optimum_map is not None:
+            qmap = inherited.parse_map(config.optimum_map)
+            found, self.inherited = inherited.layers(model, qmap, self.checkpoint_files)
+            made = skeleton.rebuild(model, found)
+            frozen = [re.escape(f"{name}.weight_") for name, module in made if "weight_packed" in module._parameters]
+            model._keys_to_ignore_on_load_missing |= {f"^{name}" for name in frozen}
+            model._keys_to_ignore_on_load_unexpected |= {inherited.UNEXPECTED}
+        elif self.pre_quantized and config.modules is not None:
             made = skeleton.rebuild(model, parse_layers(config.modules))
         else:
             made = skeleton.build(select(model, config), trainable=config.qat)

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+from typing import Any
+
 __all__ = ["register", "register_cache", "register_peft", "register_peft_preparation"]
 
 
@@ -20,6 +24,25 @@ def register() -> None:
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING["quanto"] = QuantoConfig
     if QuantoConfig not in auto.LOADING_ATTRIBUTES_CONFIG_TYPES:
         auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*auto.LOADING_ATTRIBUTES_CONFIG_TYPES, QuantoConfig)
+    for module in (auto, sys.modules.get("transformers.modeling_utils")):
+        original = getattr(module, "get_hf_quantizer", None)
+        if original is not None and not hasattr(original, "_quanto_original"):
+            module.get_hf_quantizer = _looks_for_maps(original)  # type: ignore[union-attr]
+
+
+def _looks_for_maps(original: Any) -> Any:
+    """`get_hf_quantizer` that knows folders of optimum-quanto, whose config does not say that they are quantized."""
+
+    @functools.wraps(original)
+    def get_hf_quantizer(config: Any, *args: Any, **kwargs: Any) -> Any:
+        from .inherited import find_map
+
+        if getattr(config, "quantization_config", None) is None and (path := find_map(config)) is not None:
+            config.quantization_config = {"quant_method": "quanto", "optimum_map": path}
+        return original(config, *args, **kwargs)
+
+    get_hf_quantizer._quanto_original = original  # type: ignore[attr-defined]
+    return get_hf_quantizer
 
 
 def register_cache() -> None:
