@@ -38,9 +38,8 @@ bool prepare_exact(const Weight& w, const void* x, Type type, int64_t stride, Ac
       }
       if (!a.sums) continue;
       for (int64_t q = 0; q < w.groups; ++q) {
-        const float sum = V::sum(values + q * length, length);
-        a.sums[(tile * w.groups + q) * a.tile + m] = sum;
-        finite &= std::isfinite(sum);
+        a.sums[(tile * w.groups + q) * a.tile + m] = V::sum(values + q * length, length);
+        finite &= V::peak(values + q * length, length) < 0x1p60f;  // infinity, NaN, and what factors would make infinite
       }
     }
     if (a.tile == 1) continue;
@@ -58,7 +57,7 @@ void reorder(Code code, int8_t* codes, int64_t count) {
   int8_t order[16];
 #else
   typedef int8_t Bytes __attribute__((vector_size(16)));
-  Bytes order;
+  Bytes order{};
 #endif
   const int unit = code == Code::kInt2 || code == Code::kInt3 ? 16 : 8;
   for (int i = 0; i < 16; ++i) order[i] = static_cast<int8_t>(i / unit * unit + position(code, i % unit / 4, i % 4));
@@ -115,6 +114,16 @@ bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, 
         }
       }
       reorder(f.code, codes, padded);
+    }
+    if (a.wide) {
+      auto* to = reinterpret_cast<int16_t*>(a.quads + tile * padded / 2 * a.tile);
+      for (int64_t i = 0; i < padded; i += 4) {
+        for (int m = 0; m < a.tile; ++m, to += 4) {
+          const int8_t* from = rows.get() + m * padded + i;
+          to[0] = from[0], to[1] = from[2], to[2] = from[1], to[3] = from[3];
+        }
+      }
+      continue;
     }
     int32_t* to = a.quads + tile * padded / 4 * a.tile;
     for (int64_t i = 0; i < padded / 4; ++i, to += a.tile) {

@@ -12,82 +12,85 @@ namespace {
 using F = V::F;
 using I = V::I;
 
-// Whether values of a code come with their offset taken off already.
+// V by another name, which a template looks into only when it is made: for what not every V has.
+template <Code>
+struct Late {
+  using Vector = V;
+};
 template <Code C>
-constexpr bool kFolded = C == Code::kInt8 || C >= Code::kTable4 || V::kLookup;
+using Of = typename Late<C>::Vector;
+
+// Whether bytes use all of their range, so that sums of two products do not fit 16 bits.
+template <Code C>
+constexpr bool kFull = C == Code::kInt8 || C == Code::kTable4;
+// Whether bytes are signed values; elsewhere they are unsigned, the format's offset above them.
+template <Code C>
+constexpr bool kSigned = kFull<C> && V::kSignedBytes;
+
+template <Code C>
+constexpr bool kNibbles = C == Code::kInt4 || C == Code::kTable4 || C == Code::kSmallTable;
+template <Code C>
+constexpr int kUnit = C == Code::kInt3 ? 32 : C == Code::kInt2 ? 16 : kNibbles<C> ? 8 : 4;
+template <Code C>
+constexpr int kWords = C == Code::kInt3 ? 3 : 1;
+// Quads whose products with int8 are summed in 16 bits, before they are widened: 128 * 2 * (2^bits - 1) * quads < 2^15.
+template <Code C>
+constexpr int kQuads = C == Code::kInt4 ? 8 : C == Code::kInt3 ? 16 : C == Code::kInt2 ? 32 : C == Code::kSmallTable ? 4 : 0;
+
+// What `value` leaves to be done: value = (result - offset) / factor.
+struct Remainder {
+  float offset, factor;
+};
+template <Code C>
+Remainder remainder_of(const Format& f) {
+  if (C == Code::kInt8) return {0, 0x1p24f};
+  if (C >= Code::kE4M3 || C == Code::kTable4 || V::kLookup) return {0, 1};
+  if (C == Code::kSmallTable) return {static_cast<float>(f.byte_offset), 1 / f.byte_scale};
+  return {static_cast<float>(f.offset), 1};
+}
+
+// The offset of bytes.
+template <Code C>
+float byte_offset(const Format& f) {
+  return kSigned<C> ? 0.f : static_cast<float>(f.byte_offset);
+}
 
 struct Tables {
   V::Table values;
   V::Bytes bytes;
 };
 
+template <Code C>
 Tables tables(const Format& f) {
   alignas(64) float values[16];
   alignas(64) uint8_t bytes[16] = {};
   for (int i = 0; i < 16; ++i) {
     values[i] = f.table ? f.table[i] : static_cast<float>((i & ((1 << f.bits) - 1)) - f.offset);
-    if (f.bytes) bytes[i] = f.bytes[i];
+    if (f.bytes) bytes[i] = static_cast<uint8_t>(f.bytes[i] - (kSigned<C> ? f.byte_offset : 0));
   }
   return {V::table(values), V::bytes(bytes)};
 }
 
-// Whether bytes use all of their range, so that sums of two products do not fit 16 bits.
-template <Code C>
-constexpr bool kFull = C == Code::kInt8 || C == Code::kTable4;
-
-template <Code C>
-constexpr int kUnit = C == Code::kInt3 ? 32 : C == Code::kInt2 ? 16 : C == Code::kInt4 || C == Code::kTable4 ? 8 : 4;
-template <Code C>
-constexpr int kWords = C == Code::kInt3 ? 3 : 1;
-
-// The value of code K of a unit, for 16 rows.
-template <Code C, int K>
-inline F value(const I* words, const Tables& t) {
-  if constexpr (C == Code::kInt8) {
-    return V::to_float(V::template sar<24>(V::template shl<24 - 8 * K>(words[0])));
-  } else if constexpr (C == Code::kInt4 || C == Code::kTable4) {
-    const I code = V::template shr<4 * K>(words[0]);
-    if constexpr (C == Code::kTable4 || V::kLookup) return V::lookup(t.values, code);
-    return V::to_float(V::band(code, 15));
-  } else if constexpr (C == Code::kInt2) {
-    const I code = V::template shr<2 * K>(words[0]);
-    if constexpr (V::kLookup) return V::lookup(t.values, code);
-    return V::to_float(V::band(code, 3));
-  } else if constexpr (C == Code::kInt3) {
-    constexpr int i = K % 16, at = 8 * (i / 4) + 4 * (K / 16) + i % 4;
-    const I low = V::template shr<2 * i>(words[K / 16]);
-    I high;
-    if constexpr (at >= 2) {
-      high = V::template shr<at - 2>(words[2]);
-    } else {
-      high = V::template shl<2 - at>(words[2]);
-    }
-    if constexpr (V::kLookup) return V::lookup(t.values, V::merge(low, high));  // bit 3 is arbitrary
-    return V::to_float(V::bor(V::band(low, 3), V::band(high, 4)));
-  } else {
-    // Sign, exponent and mantissa move into a float, whose exponent is then corrected; subnormals come out right.
-    constexpr bool four = C == Code::kE4M3 || C == Code::kE4M3Z;
-    constexpr float shift = C == Code::kE4M3 ? 0x1p120f : C == Code::kE4M3Z ? 0x1p119f : C == Code::kE5M2 ? 0x1p112f : 0x1p111f;
-    I byte;
-    if constexpr (K == 3) {
-      byte = V::template shr<24>(words[0]);
-    } else {
-      byte = V::template shr<8 * K>(words[0]);
-    }
-    const I sign = V::band(V::template shl<24>(byte), 0x80000000u);
-    const I rest = V::template shl<four ? 20 : 21>(V::band(byte, 0x7f));
-    return V::mul(V::as_float(V::bor(sign, rest)), V::set(shift));
+// The position, within a unit, of byte b of the J-th quad.
+constexpr int position(Code c, int j, int b) {
+  switch (c) {
+    case Code::kInt4:
+    case Code::kTable4:
+    case Code::kSmallTable: return 2 * b + j;
+    case Code::kInt2: return 4 * b + j;
+    case Code::kInt3: return 16 * (j / 4) + 4 * b + j % 4;
+    default: return b;
   }
 }
 
-// Codes 4J … of a unit (in the order of `position`) as unsigned bytes, four to a lane.
+// Codes 4J … of a unit (in the order of `position`) as bytes, four to a lane.
 template <Code C, int J>
 inline I bytes(const I* words, const Tables& t) {
   if constexpr (C == Code::kInt8) {
-    return V::bxor(words[0], 0x80808080u);
+    return kSigned<C> ? words[0] : V::bxor(words[0], 0x80808080u);
   } else if constexpr (C == Code::kInt4) {
     return V::band(V::template shr<4 * J>(words[0]), 0x0f0f0f0fu);
-  } else if constexpr (C == Code::kTable4) {
+  } else if constexpr (kNibbles<C>) {
     return V::shuffle(t.bytes, V::band(V::template shr<4 * J>(words[0]), 0x0f0f0f0fu));
   } else if constexpr (C == Code::kInt2) {
     return V::band(V::template shr<2 * J>(words[0]), 0x03030303u);
@@ -101,14 +104,35 @@ inline I bytes(const I* words, const Tables& t) {
   }
 }
 
-// The position, within a unit, of byte b of the J-th quad.
-int position(Code c, int j, int b) {
-  switch (c) {
-    case Code::kInt4:
-    case Code::kTable4: return 2 * b + j;
-    case Code::kInt2: return 4 * b + j;
-    case Code::kInt3: return 16 * (j / 4) + 4 * b + j % 4;
-    default: return b;
+// The value of byte B of the J-th quad of a unit, for 16 rows, but for what `remainder_of` says.
+template <Code C, int J, int B>
+inline F value(const I* words, const Tables& t) {
+  constexpr int K = position(C, J, B);
+  if constexpr (C == Code::kInt8) {
+    return V::to_float(V::template top<B>(words[0]));
+  } else if constexpr (C >= Code::kE4M3) {
+    // Sign, exponent and mantissa move into a float, whose exponent is then corrected; subnormals come out right.
+    constexpr bool four = C == Code::kE4M3 || C == Code::kE4M3Z;
+    constexpr float shift = C == Code::kE4M3 ? 0x1p120f : C == Code::kE4M3Z ? 0x1p119f : C == Code::kE5M2 ? 0x1p112f : 0x1p111f;
+    const I high = B == 3 ? words[0] : V::template top<B>(words[0]);
+    const I bits = V::band(V::template sar<four ? 4 : 3>(high), four ? 0x87f00000u : 0x8fe00000u);
+    return V::mul(V::as_float(bits), V::set(shift));
+  } else if constexpr (C == Code::kTable4 || (V::kLookup && kNibbles<C>)) {
+    return V::lookup(t.values, V::template shr<4 * K>(words[0]));
+  } else if constexpr (V::kLookup && C == Code::kInt2) {
+    return V::lookup(t.values, V::template shr<2 * K>(words[0]));
+  } else if constexpr (V::kLookup) {
+    constexpr int i = K % 16, at = 8 * (i / 4) + 4 * (K / 16) + i % 4;
+    const I low = V::template shr<2 * i>(words[K / 16]);
+    I high;
+    if constexpr (at >= 2) {
+      high = V::template shr<at - 2>(words[2]);
+    } else {
+      high = V::template shl<2 - at>(words[2]);
+    }
+    return V::lookup(t.values, V::merge(low, high));  // bit 3 is arbitrary
+  } else {
+    return V::to_float(Of<C>::template byte<B>(bytes<C, J>(words, t)));
   }
 }
 
@@ -116,7 +140,7 @@ int position(Code c, int j, int b) {
 #define QUANTO_INLINE __attribute__((always_inline))
 
 template <class Body, int... K>
-QUANTO_INLINE inline void unrolled(std::integer_sequence<int, K...>, Body body) {
+QUANTO_INLINE inline void unrolled(std::integer_sequence<int, K...>, [[maybe_unused]] Body body) {
   (body(std::integral_constant<int, K>{}), ...);
 }
 

@@ -14,22 +14,26 @@ namespace {
 template <Code C>
 void decode_units(const Weight& w, const Panel& p, int64_t begin, int64_t end, float* out, int stride) {
   constexpr int U = kUnit<C>, N = kWords<C>;
-  const Tables t = tables(*w.format);
-  const float offset = kFolded<C> ? 0.f : static_cast<float>(w.format->offset);
-  const bool shifted = !kFolded<C> || w.zero_type != Type::kNone;
+  const Tables t = tables<C>(*w.format);
+  const auto [offset, factor] = remainder_of<C>(*w.format);
+  const F f = V::set(factor), inverse = V::set(1 / factor);
+  const bool shifted = offset != 0 || w.zero_type != Type::kNone;
   int64_t group = -1;
   F s = V::zero(), z = V::zero();
   for (int64_t u = begin; u < end; ++u, out += U * stride) {
     if (u / w.units != group) {
       group = u / w.units;
-      s = scale_of(w, p, group);
-      z = zero_of(w, p, group, offset);
+      s = V::mul(scale_of(w, p, group), inverse);
+      z = V::add(V::mul(zero_of(w, p, group, 0), f), V::set(offset));
     }
     I words[N];
-    for (int j = 0; j < N; ++j) words[j] = V::load_words(p.codes + (u * N + j) * 64);
-    each<U>([&](auto k) QUANTO_INLINE {
-      const F v = value<C, k>(words, t);
-      V::store(out + k * stride, V::mul(shifted ? V::sub(v, z) : v, s));
+    for (int j = 0; j < N; ++j) {
+      words[j] = V::load_words(p.codes + (u * N + j) * 64);
+      V::prefetch(p.codes + (u * N + j) * 64 + kAhead);
+    }
+    each<U>([&](auto i) QUANTO_INLINE {
+      const F v = value<C, i / 4, i % 4>(words, t);
+      V::store(out + position(C, i / 4, i % 4) * stride, V::mul(shifted ? V::sub(v, z) : v, s));
     });
   }
 }

@@ -3,6 +3,8 @@
 //
 //     floats     4 bits on AVX-512: shift, look up, fused multiply-add for 16 products
 //     integers   four products per lane and instruction, exact in int32
+//
+// One token reads as fast as memory gives only from several places at once: four panels next to each other.
 #pragma once
 
 #include "source.h"
@@ -12,12 +14,14 @@ namespace {
 
 template <Code C, int T, int P>
 void small_tile(const Weight& w, const Panel* panels, int64_t first, const Activations& a, int64_t tile, const Output& out) {
-  constexpr int U = kUnit<C>, N = kWords<C>, S = T * P >= 8 ? 1 : T * P >= 4 ? 2 : 4;  // sums that do not wait for another
-  const Tables t = tables(*w.format);
+  constexpr int U = kUnit<C>, N = kWords<C>, R = T * P * V::kRegisters;
+  constexpr int S = R >= 8 ? 1 : R >= 4 ? 2 : 4;  // sums that do not wait for another
+  const Tables t = tables<C>(*w.format);
   const float* x = a.values + tile * w.padded() * T;
   const float* sums = a.sums + tile * w.groups * a.blocks * T;
-  const float offset = kFolded<C> ? 0.f : static_cast<float>(w.format->offset);
-  const bool shifted = !kFolded<C> || w.zero_type != Type::kNone;
+  const auto [offset, factor] = remainder_of<C>(*w.format);
+  const F f = V::set(factor), inverse = V::set(1 / factor), shift = V::set(offset);
+  const bool shifted = offset != 0 || w.zero_type != Type::kNone;
   const uint8_t* codes[P];
   F y[T * P];
   for (int i = 0; i < P; ++i) codes[i] = panels[i].codes;
@@ -29,10 +33,11 @@ void small_tile(const Weight& w, const Panel* panels, int64_t first, const Activ
       each<P>([&](auto i) QUANTO_INLINE {
         I words[N];
         each<N>([&](auto j) QUANTO_INLINE { words[j] = V::load_words(codes[i] + j * 64); });
-        V::prefetch(codes[i] + 1024);
+        V::prefetch(codes[i] + kAhead);
         codes[i] += N * 64;
-        each<U>([&](auto k) QUANTO_INLINE {
-          const F v = value<C, k>(words, t);
+        each<U>([&](auto j) QUANTO_INLINE {
+          constexpr int k = position(C, j / 4, j % 4);
+          const F v = value<C, j / 4, j % 4>(words, t);
           each<T>([&](auto m) QUANTO_INLINE {
             constexpr int at = (m * P + i) * S + k % S;
             sum[at] = V::fmadd(v, V::set(x[k * T + m]), sum[at]);
@@ -42,8 +47,8 @@ void small_tile(const Weight& w, const Panel* panels, int64_t first, const Activ
       x += U * T;
     }
     each<P>([&](auto i) QUANTO_INLINE {
-      const F s = scale_of(w, panels[i], q);
-      const F z = zero_of(w, panels[i], q, offset);
+      const F s = V::mul(scale_of(w, panels[i], q), inverse);
+      const F z = V::add(V::mul(zero_of(w, panels[i], q, 0), f), shift);
       each<T>([&](auto m) QUANTO_INLINE {
         constexpr int at = (m * P + i) * S;
         F total = sum[at];
@@ -61,7 +66,9 @@ void small_tile(const Weight& w, const Panel* panels, int64_t first, const Activ
 template <Code C, int T, int P>
 void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Activations& a, int64_t tile, const Output& out) {
   constexpr int U = kUnit<C>, N = kWords<C>;
-  const Tables t = tables(*w.format);
+  constexpr bool narrow = V::kNarrowSums && kQuads<C> != 0;
+  constexpr int G = V::kRegisters == 1 ? P : 1;  // panels at once; with more, 16 registers do not do
+  const Tables t = tables<C>(*w.format);
   const int32_t* x = a.quads + tile * w.padded() / 4 * T;
   const float* scales = a.scales + tile * w.groups * a.blocks * T;
   const float* sums = a.sums + tile * w.groups * a.blocks * T;
@@ -73,28 +80,43 @@ void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Act
     F s[P], z[P];
     for (int i = 0; i < P; ++i) {
       s[i] = scale_of(w, panels[i], q);
-      z[i] = zero_of(w, panels[i], q, static_cast<float>(w.format->byte_offset));
+      z[i] = zero_of(w, panels[i], q, byte_offset<C>(*w.format));
     }
     for (int64_t b = 0; b < a.blocks; ++b) {
       I sum[T * P];
       each<T * P>([&](auto j) QUANTO_INLINE { sum[j] = V::izero(); });
       const int64_t end = std::min(a.block, w.units - b * a.block);
-      for (int64_t u = 0; u < end; ++u) {
-        I words[P][N];
-        each<P>([&](auto i) QUANTO_INLINE {
-          each<N>([&](auto j) QUANTO_INLINE { words[i][j] = V::load_words(codes[i] + j * 64); });
-          V::prefetch(codes[i] + 1024);
-          codes[i] += N * 64;
-        });
-        each<U / 4>([&](auto j) QUANTO_INLINE {
-          decltype(V::template quads<kFull<C>>(I{})) quads[P];
-          each<P>([&](auto i) QUANTO_INLINE { quads[i] = V::template quads<kFull<C>>(bytes<C, j>(words[i], t)); });
-          each<T>([&](auto m) QUANTO_INLINE {
-            const auto xs = V::template spread<kFull<C>>(x[j * T + m]);
-            each<P>([&](auto i) QUANTO_INLINE { sum[m * P + i] = V::dot(sum[m * P + i], quads[i], xs); });
+      for (int64_t u = 0; u < end;) {
+        const int64_t stop = narrow ? std::min<int64_t>(end, u + 4 * kQuads<C> / U) : end;
+        I part[T * P];
+        if (narrow) each<T * P>([&](auto j) QUANTO_INLINE { part[j] = V::izero(); });
+        for (; u < stop; ++u) {
+          each<P / G>([&](auto g) QUANTO_INLINE {
+            I words[G][N];
+            each<G>([&](auto i) QUANTO_INLINE {
+              each<N>([&](auto j) QUANTO_INLINE { words[i][j] = V::load_words(codes[g * G + i] + j * 64); });
+              V::prefetch(codes[g * G + i] + kAhead);
+              codes[g * G + i] += N * 64;
+            });
+            each<U / 4>([&](auto j) QUANTO_INLINE {
+              decltype(V::template quads<kFull<C>>(I{})) quads[G];
+              each<G>([&](auto i) QUANTO_INLINE { quads[i] = V::template quads<kFull<C>>(bytes<C, j>(words[i], t)); });
+              each<T>([&](auto m) QUANTO_INLINE {
+                const auto xs = V::spread(x[j * T + m]);
+                each<G>([&](auto i) QUANTO_INLINE {
+                  constexpr int at = m * P + g * G + i;
+                  if constexpr (narrow) {
+                    part[at] = Of<C>::dot16(part[at], quads[i], xs);
+                  } else {
+                    sum[at] = Of<C>::dot(sum[at], quads[i], xs);
+                  }
+                });
+              });
+            });
           });
-        });
-        x += U / 4 * T;
+          x += U / 4 * T;
+        }
+        if constexpr (narrow) each<T * P>([&](auto j) QUANTO_INLINE { sum[j] = Of<C>::widen(sum[j], part[j]); });
       }
       each<T>([&](auto m) QUANTO_INLINE {
         const F xs = V::set(scales[m]), total = V::set(sums[m]);

@@ -23,7 +23,8 @@ namespace quanto {
 
 constexpr int kRows = 16;  // output features of a panel
 
-enum class Code { kInt8, kInt4, kInt3, kInt2, kTable4, kE4M3, kE5M2, kE4M3Z, kE5M2Z };
+// kTable4 needs all of a byte for its values as integers, kSmallTable five bits.
+enum class Code { kInt8, kInt4, kInt3, kInt2, kTable4, kSmallTable, kE4M3, kE5M2, kE4M3Z, kE5M2Z };
 
 // Element types of scales, zero points, activations and results.
 enum class Type { kNone, kFloat, kBFloat16, kHalf, kInt8 };

@@ -19,7 +19,7 @@ struct V {
   };
   using Bytes = __m256i;
   static constexpr bool kLookup = false;
-  static constexpr int kWidth = 1, kExactTile = 6, kSmallTile = 4, kIntegerTile = 4, kFew = 4;
+  static constexpr int kRegisters = 2, kWidth = 1, kStreams = 4, kExactTile = 6, kSmallTile = 4, kIntegerTile = 4, kFewTile = 4;
 
   static F both(__m256 v) { return {v, v}; }
   static I both(__m256i v) { return {v, v}; }
@@ -42,7 +42,7 @@ struct V {
     auto* q = static_cast<__m256i*>(p);
     _mm256_storeu_si256(q, v.a), _mm256_storeu_si256(q + 1, v.b);
   }
-  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
   template <int N> static I shr(I x) { return N ? I{_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)} : x; }
   template <int N> static I shl(I x) { return N ? I{_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)} : x; }
   template <int N> static I sar(I x) { return {_mm256_srai_epi32(x.a, N), _mm256_srai_epi32(x.b, N)}; }
@@ -56,6 +56,15 @@ struct V {
   }
   static I bor(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
   static I merge(I x, I y) { return bor(band(x, 3), band(y, ~3u)); }
+  // Byte N of each lane, alone, at the top or at the bottom; a shuffle has a port that shifts do not wait for.
+  template <int N> static I pick(I x, int to) {
+    alignas(32) int8_t order[32];
+    for (int i = 0; i < 32; ++i) order[i] = static_cast<int8_t>(i % 4 == to ? i % 16 / 4 * 4 + N : -1);
+    const __m256i mask = _mm256_load_si256(reinterpret_cast<const __m256i*>(order));
+    return {_mm256_shuffle_epi8(x.a, mask), _mm256_shuffle_epi8(x.b, mask)};
+  }
+  template <int N> static I top(I x) { return pick<N>(x, 3); }
+  template <int N> static I byte(I x) { return pick<N>(x, 0); }
   static F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
   static F as_float(I x) { return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)}; }
   static Table table(const float* values) { return {_mm256_loadu_ps(values), _mm256_loadu_ps(values + 8)}; }
@@ -69,9 +78,10 @@ struct V {
   }
   static I shuffle(Bytes t, I x) { return {_mm256_shuffle_epi8(t, x.a), _mm256_shuffle_epi8(t, x.b)}; }
 
+  static __m256i spread(int32_t quad) { return _mm256_set1_epi32(quad); }
 #ifdef __AVXVNNI__
+  static constexpr bool kSignedBytes = false, kNarrowSums = false, kWideBytes = false;
   template <bool Full> static I quads(I bytes) { return bytes; }
-  template <bool Full> static __m256i spread(int32_t quad) { return _mm256_set1_epi32(quad); }
   // Not the intrinsic, see isa_avx512.cpp.
   static __m256i dot(__m256i sum, __m256i quads, __m256i x) {
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(quads), "x"(x));
@@ -79,36 +89,47 @@ struct V {
   }
   static I dot(I sum, I quads, __m256i x) { return {dot(sum.a, quads.a, x), dot(sum.b, quads.b, x)}; }
 #else
-  // Bytes of the full range: 255 * 127 + 255 * 127 does not fit 16 bits, so both factors are widened first.
+  // vpmaddubsw adds two products of unsigned and signed bytes in 16 bits. With small codes many such sums still fit.
+  // Bytes of the full range go in by magnitude, their signs with the activations: 128 * 127 + 128 * 127 fits. Where
+  // activations may be -128 or the weight is used often, both are widened to 16 bits instead.
+  static constexpr bool kSignedBytes = true, kNarrowSums = true, kWideBytes = true;
+  struct Signed {
+    I value, magnitude;
+  };
   struct Wide {
     I even, odd;
   };
-  struct WideX {
-    __m256i even, odd;
-  };
   template <bool Full> static auto quads(I bytes) {
     if constexpr (Full) {
-      return Wide{band(bytes, 0x00ff00ffu), {_mm256_srli_epi16(bytes.a, 8), _mm256_srli_epi16(bytes.b, 8)}};
+      return Signed{bytes, {_mm256_abs_epi8(bytes.a), _mm256_abs_epi8(bytes.b)}};
     } else {
       return bytes;
     }
   }
-  template <bool Full> static auto spread(int32_t quad) {
-    const __m256i x = _mm256_set1_epi32(quad);
-    if constexpr (Full) {
-      return WideX{_mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8), _mm256_srai_epi16(x, 8)};
-    } else {
-      return x;
-    }
+  static Wide wide(I x) {
+    return {{_mm256_srai_epi16(_mm256_slli_epi16(x.a, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(x.b, 8), 8)},
+            {_mm256_srai_epi16(x.a, 8), _mm256_srai_epi16(x.b, 8)}};
   }
-  static __m256i dot(__m256i sum, __m256i quads, __m256i x) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(quads, x), _mm256_set1_epi16(1)));
+  static __m256i widen(__m256i sum, __m256i part) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
   }
-  static __m256i dot(__m256i sum, __m256i even, __m256i odd, WideX x) {
-    return _mm256_add_epi32(sum, _mm256_add_epi32(_mm256_madd_epi16(even, x.even), _mm256_madd_epi16(odd, x.odd)));
+  static I widen(I sum, I part) { return {widen(sum.a, part.a), widen(sum.b, part.b)}; }
+  static I dot16(I sum, I quads, __m256i x) {
+    return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(quads.a, x)), _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(quads.b, x))};
   }
-  static I dot(I sum, I quads, __m256i x) { return {dot(sum.a, quads.a, x), dot(sum.b, quads.b, x)}; }
-  static I dot(I sum, Wide w, WideX x) { return {dot(sum.a, w.even.a, w.odd.a, x), dot(sum.b, w.even.b, w.odd.b, x)}; }
+  static I dot(I sum, I quads, __m256i x) {
+    return {widen(sum.a, _mm256_maddubs_epi16(quads.a, x)), widen(sum.b, _mm256_maddubs_epi16(quads.b, x))};
+  }
+  static I dot(I sum, Signed w, __m256i x) {
+    return {widen(sum.a, _mm256_maddubs_epi16(w.magnitude.a, _mm256_sign_epi8(x, w.value.a))),
+            widen(sum.b, _mm256_maddubs_epi16(w.magnitude.b, _mm256_sign_epi8(x, w.value.b)))};
+  }
+  static __m256i dot(__m256i sum, __m256i even, __m256i odd, __m256i x, __m256i y) {
+    return _mm256_add_epi32(_mm256_add_epi32(sum, _mm256_madd_epi16(even, x)), _mm256_madd_epi16(odd, y));
+  }
+  static I dot(I sum, Wide w, __m256i x, __m256i y) {
+    return {dot(sum.a, w.even.a, w.odd.a, x, y), dot(sum.b, w.even.b, w.odd.b, x, y)};
+  }
 #endif
 
   static __m256 load8(const void* p, int64_t at, Type type) {
@@ -214,11 +235,11 @@ namespace quanto {
 
 #ifdef __AVXVNNI__
 extern const Kernels kAvxVnni = {
-    "avx2_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kWidth,
+    "avx2_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kWideBytes, V::kWidth,
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avxvnni"); },
 #else
 extern const Kernels kAvx2 = {
-    "avx2", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kWidth,
+    "avx2", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kWideBytes, V::kWidth,
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
 #endif
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};

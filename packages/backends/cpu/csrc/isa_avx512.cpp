@@ -13,7 +13,8 @@ struct V {
   using Table = __m512;
   using Bytes = __m512i;
   static constexpr bool kLookup = true;
-  static constexpr int kWidth = 2, kExactTile = 14, kSmallTile = 8, kIntegerTile = 14, kFew = 4;
+  static constexpr int kRegisters = 1, kWidth = 2, kStreams = 4, kExactTile = 14, kSmallTile = 8, kIntegerTile = 14, kFewTile = 8;
+  static constexpr bool kSignedBytes = false, kNarrowSums = false, kWideBytes = false;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set(float v) { return _mm512_set1_ps(v); }
@@ -28,7 +29,7 @@ struct V {
   static I izero() { return _mm512_setzero_si512(); }
   static I load_words(const void* p) { return _mm512_loadu_si512(p); }
   static void store_words(void* p, I v) { _mm512_storeu_si512(p, v); }
-  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
   template <int N> static I shr(I a) { return N ? _mm512_srli_epi32(a, N) : a; }
   template <int N> static I shl(I a) { return N ? _mm512_slli_epi32(a, N) : a; }
   template <int N> static I sar(I a) { return _mm512_srai_epi32(a, N); }
@@ -37,6 +38,12 @@ struct V {
   static I bor(I a, I b) { return _mm512_or_si512(a, b); }
   // The low two bits of `a`, the others of `b`.
   static I merge(I a, I b) { return _mm512_ternarylogic_epi32(_mm512_set1_epi32(3), a, b, 0xca); }
+  // Byte N of each lane, alone, at the top; a shuffle has a port that conversions do not wait for.
+  template <int N> static I top(I a) {
+    alignas(64) int8_t order[64];
+    for (int i = 0; i < 64; ++i) order[i] = static_cast<int8_t>(i % 4 == 3 ? i % 16 / 4 * 4 + N : -1);
+    return _mm512_shuffle_epi8(a, _mm512_load_si512(order));
+  }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static F as_float(I a) { return _mm512_castsi512_ps(a); }
   static Table table(const float* values) { return _mm512_loadu_ps(values); }
@@ -47,7 +54,7 @@ struct V {
   static I shuffle(Bytes t, I index) { return _mm512_shuffle_epi8(t, index); }
 
   template <bool Full> static I quads(I bytes) { return bytes; }
-  template <bool Full> static I spread(int32_t quad) { return _mm512_set1_epi32(quad); }
+  static I spread(int32_t quad) { return _mm512_set1_epi32(quad); }
   // Not the intrinsic: GCC 12 converts its vector type, and so keeps arrays of sums on the stack (2 times slower).
   static I dot(I sum, I quads, I x) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(quads), "v"(x));
@@ -145,7 +152,7 @@ struct V {
 namespace quanto {
 
 extern const Kernels kAvx512 = {
-    "avx512_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kWidth,
+    "avx512_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kWideBytes, V::kWidth,
     [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"); },
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};

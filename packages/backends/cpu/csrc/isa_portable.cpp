@@ -21,7 +21,8 @@ struct V {
     uint8_t v[16];
   };
   static constexpr bool kLookup = false;
-  static constexpr int kWidth = 1, kExactTile = 4, kSmallTile = 4, kIntegerTile = 4, kFew = 4;
+  static constexpr int kRegisters = 4, kWidth = 1, kStreams = 2, kExactTile = 4, kSmallTile = 4, kIntegerTile = 4, kFewTile = 4;
+  static constexpr bool kSignedBytes = true, kNarrowSums = false, kWideBytes = false;
 
   static F zero() { return F{}; }
   static F set(float v) { return F{} + v; }
@@ -52,6 +53,9 @@ struct V {
   static I bxor(I a, uint32_t m) { return a ^ m; }
   static I bor(I a, I b) { return a | b; }
   static I merge(I a, I b) { return (a & 3u) | (b & ~3u); }
+  // Byte N of each lane, alone, at the top or at the bottom.
+  template <int N> static I top(I a) { return band(shl<24 - 8 * N>(a), 0xff000000u); }
+  template <int N> static I byte(I a) { return band(shr<8 * N>(a), 255); }
   static F to_float(I a) { return __builtin_convertvector(Signed(a), F); }
   static F as_float(I a) { return F(a); }
   static Table table(const float* values) {
@@ -78,31 +82,24 @@ struct V {
 
   template <bool Full> static I quads(I bytes) { return bytes; }
 #if defined(__ARM_FEATURE_DOTPROD)
-  // sdot takes signed bytes: unsigned ones lose 128 here, and 128 times the sum of the quad makes up for it.
-  struct X {
-    int8x16_t quad;
-    int32x4_t restored;
-  };
-  template <bool Full> static X spread(int32_t quad) {
-    const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(quad));
-    return {x, vshlq_n_s32(vdotq_s32(vdupq_n_s32(0), vdupq_n_s8(1), x), 7)};
-  }
-  static I dot(I sum, I quads, const X& x) {
+  static int8x16_t spread(int32_t quad) { return vreinterpretq_s8_s32(vdupq_n_s32(quad)); }
+  static I dot(I sum, I quads, int8x16_t x) {
     uint32_t s[16], w[16];
     std::memcpy(s, &sum, sizeof s);
     std::memcpy(w, &quads, sizeof w);
     for (int i = 0; i < 16; i += 4) {
-      const int8x16_t lowered = vreinterpretq_s8_u32(veorq_u32(vld1q_u32(w + i), vdupq_n_u32(0x80808080u)));
-      const int32x4_t start = vaddq_s32(vreinterpretq_s32_u32(vld1q_u32(s + i)), x.restored);
-      vst1q_u32(s + i, vreinterpretq_u32_s32(vdotq_s32(start, lowered, x.quad)));
+      const int8x16_t bytes = vreinterpretq_s8_u32(vld1q_u32(w + i));
+      vst1q_u32(s + i, vreinterpretq_u32_s32(vdotq_s32(vreinterpretq_s32_u32(vld1q_u32(s + i)), bytes, x)));
     }
     return load_words(s);
   }
 #else
-  template <bool Full> static int32_t spread(int32_t quad) { return quad; }
+  static int32_t spread(int32_t quad) { return quad; }
   static I dot(I sum, I quads, int32_t x) {
-    const auto part = [x](int shift) { return static_cast<uint32_t>(static_cast<int8_t>(x >> shift)); };
-    return sum + (quads & 255u) * part(0) + (quads >> 8 & 255u) * part(8) + (quads >> 16 & 255u) * part(16) + (quads >> 24) * part(24);
+    const auto product = [&](int byte) {
+      return (Signed(quads << (24 - 8 * byte)) >> 24) * static_cast<int32_t>(static_cast<int8_t>(x >> 8 * byte));
+    };
+    return sum + I(product(0) + product(1) + product(2) + product(3));
   }
 #endif
 
@@ -147,7 +144,7 @@ extern const Kernels kDotprod = {"neon_dotprod",
 #else
 extern const Kernels kPortable = {"portable",
 #endif
-    V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kWidth, [] { return true; },
+    V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kWideBytes, V::kWidth, [] { return true; },
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};
 
 }  // namespace quanto

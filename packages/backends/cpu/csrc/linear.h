@@ -13,13 +13,17 @@ namespace {
 
 using Tile = void (*)(const Weight&, const Panel*, int64_t, const Activations&, int64_t, const Output&);
 
-// Runs a kernel over panels begin … end, two at a time where it can.
-void walk(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end, Tile wide, Tile narrow) {
+// Panels side by side, by the rows of a tile: memory is read fastest in four places, if registers hold the sums.
+template <int T>
+constexpr int kPanels = T == 1 ? V::kStreams : std::max(V::kWidth, V::kStreams / T);
+
+// Runs a kernel over panels begin … end, `width` at a time where it can.
+void walk(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end, int width, Tile wide, Tile narrow) {
   Panels source(w);
   const int64_t tiles = (a.rows + a.tile - 1) / a.tile;
   for (int64_t first = begin; first < end;) {
-    const int count = end - first >= V::kWidth ? V::kWidth : 1;
-    Panel panels[V::kWidth];
+    const int count = end - first >= width ? width : 1;
+    Panel panels[4];
     for (int i = 0; i < count; ++i) panels[i] = source.get(first + i, i);
     const Tile kernel = count > 1 ? wide : narrow;
     for (int64_t tile = 0; tile < tiles; ++tile) kernel(w, panels, first, a, tile, out);
@@ -29,12 +33,14 @@ void walk(const Weight& w, const Activations& a, const Output& out, int64_t begi
 
 template <Code C, int T>
 void small_panels(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  walk(w, a, out, begin, end, small_tile<C, T, V::kWidth>, small_tile<C, T, 1>);
+  constexpr int P = kPanels<T>;
+  walk(w, a, out, begin, end, P, small_tile<C, T, P>, small_tile<C, T, 1>);
 }
 
 template <Code C, int T>
 void integer_panels(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  walk(w, a, out, begin, end, integer_tile<C, T, V::kWidth>, integer_tile<C, T, 1>);
+  constexpr int P = kPanels<T>;
+  walk(w, a, out, begin, end, P, integer_tile<C, T, P>, integer_tile<C, T, 1>);
 }
 
 using Run = void (*)(const Weight&, const Activations&, const Output&, int64_t, int64_t);
@@ -51,11 +57,12 @@ Run small_for(int tile) {
 
 template <Code C>
 Run integer_for(const Activations& a) {
-  if (a.rows > V::kFew) return integer_blocks<C>;
+  if (!a.few) return integer_blocks<C>;
   switch (a.tile) {
     case 1: return integer_panels<C, 1>;
     case 2: return integer_panels<C, 2>;
-    default: return integer_panels<C, 4>;
+    case 4: return integer_panels<C, 4>;
+    default: return integer_panels<C, V::kFewTile>;
   }
 }
 
@@ -67,6 +74,7 @@ void small(const Weight& w, const Activations& a, const Output& out, int64_t beg
     case Code::kInt3: run = small_for<Code::kInt3>(a.tile); break;
     case Code::kInt2: run = small_for<Code::kInt2>(a.tile); break;
     case Code::kTable4: run = small_for<Code::kTable4>(a.tile); break;
+    case Code::kSmallTable: run = small_for<Code::kSmallTable>(a.tile); break;
     case Code::kE4M3: run = small_for<Code::kE4M3>(a.tile); break;
     case Code::kE5M2: run = small_for<Code::kE5M2>(a.tile); break;
     case Code::kE4M3Z: run = small_for<Code::kE4M3Z>(a.tile); break;
@@ -83,6 +91,7 @@ void exact(const Weight& w, const Activations& a, const Output& out, int64_t beg
     case Code::kInt3: run = exact_panels<Code::kInt3>; break;
     case Code::kInt2: run = exact_panels<Code::kInt2>; break;
     case Code::kTable4: run = exact_panels<Code::kTable4>; break;
+    case Code::kSmallTable: run = exact_panels<Code::kSmallTable>; break;
     case Code::kE4M3: run = exact_panels<Code::kE4M3>; break;
     case Code::kE5M2: run = exact_panels<Code::kE5M2>; break;
     case Code::kE4M3Z: run = exact_panels<Code::kE4M3Z>; break;
@@ -98,6 +107,7 @@ void integer(const Weight& w, const Activations& a, const Output& out, int64_t b
     case Code::kInt4: run = integer_for<Code::kInt4>(a); break;
     case Code::kInt3: run = integer_for<Code::kInt3>(a); break;
     case Code::kInt2: run = integer_for<Code::kInt2>(a); break;
+    case Code::kSmallTable: run = integer_for<Code::kSmallTable>(a); break;
     default: run = integer_for<Code::kTable4>(a); break;
   }
   run(w, a, out, begin, end);
@@ -137,6 +147,7 @@ void dequantize(const Weight& w, int64_t begin, int64_t end, void* out, Type typ
     case Code::kInt3: return dequantize_panels<Code::kInt3>(w, begin, end, out, type);
     case Code::kInt2: return dequantize_panels<Code::kInt2>(w, begin, end, out, type);
     case Code::kTable4: return dequantize_panels<Code::kTable4>(w, begin, end, out, type);
+    case Code::kSmallTable: return dequantize_panels<Code::kSmallTable>(w, begin, end, out, type);
     case Code::kE4M3: return dequantize_panels<Code::kE4M3>(w, begin, end, out, type);
     case Code::kE5M2: return dequantize_panels<Code::kE5M2>(w, begin, end, out, type);
     case Code::kE4M3Z: return dequantize_panels<Code::kE4M3Z>(w, begin, end, out, type);

@@ -38,10 +38,12 @@ struct Weight {
 struct Activations {
   int64_t rows = 0;
   int tile = 1;
+  bool few = false;           // for the kernels that decode as they go
+  bool wide = false;          // quads as two pairs of int16: the even and the odd ones
   int64_t block = 0;   // units that share a scale: those of a group, or some of them
   int64_t blocks = 0;  // per group
   float* values = nullptr;    // [tiles, padded k, tile], exact
-  int32_t* quads = nullptr;   // [tiles, padded k / 4, tile]: four int8 side by side, integer
+  int32_t* quads = nullptr;   // [tiles, padded k / 4, tile]: four int8 side by side, integer; twice that if wide
   float* scales = nullptr;    // [tiles, groups, blocks, tile], integer
   float* sums = nullptr;      // [tiles, groups, blocks, tile]: of the values, or of the int8
 };
@@ -53,11 +55,15 @@ struct Output {
   float scale = 0;  // int8: of the result
 };
 
+// Input positions whose integers are decoded at once, at the most.
+constexpr int kDecodedAtOnce = 512;
+
 // Functions of one instruction set.
 struct Kernels {
   const char* name;
   int exact_tile, integer_tile;  // largest tile of rows of the kernels that decode blocks
-  int small_tile;                // of the one for floats that decodes as it goes; for integers it is 4
+  int small_tile, few_tile;      // most rows of those that decode as they go, for floats and for integers
+  bool wide;                     // blocks of integers want activations of 16 bits with bytes of the full range
   int width;         // panels that a kernel takes at once
   bool (*available)();
   // Computes output features 16 * begin … 16 * end for all rows.

@@ -84,7 +84,7 @@ void Encoder::operator()(const float* values, int64_t count, float scale, float 
     encode_integers(values, count, scale, zero, whole, -high - 1, high, static_cast<float>(f.offset), codes);
     return;
   }
-  if (f.code == Code::kTable4) {
+  if (f.table) {
     for (int64_t i = 0; i < count; ++i) {
       const float v = values[i] / scale;
       int at = 0;

@@ -16,7 +16,8 @@ float value_of(const Format& f, int code) {
   const uint32_t rest = code & 0x7f;
   switch (f.code) {
     case Code::kInt8: return static_cast<int8_t>(code);
-    case Code::kTable4: return f.table[code];
+    case Code::kTable4:
+    case Code::kSmallTable: return f.table[code];
     case Code::kE4M3: return rest == 0x7f ? nan : sign * (bits_to_float(rest << 20) * 0x1p120f);
     case Code::kE4M3Z: return code == 0x80 ? nan : sign * (bits_to_float(rest << 20) * 0x1p119f);
     case Code::kE5M2: return rest >= 0x7c ? nan : sign * (bits_to_float(rest << 21) * 0x1p112f);

@@ -29,22 +29,25 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     a.rows = std::min(kRowsAtOnce, x.count - first);
     const uint8_t* rows = x.data + first * w.k * size_of(x.type);
     Output output{out + first * w.n * size_of(out_type), out_type, bias, out_scale};
-    const bool few = way == Way::kFloat && a.rows <= kernels.small_tile;
-    if (integer) {
-      a.tile = a.rows <= 4 ? small_tile(a.rows, 4) : even_tile(a.rows, kernels.integer_tile);
-    } else {
-      a.tile = few ? small_tile(a.rows, kernels.small_tile) : even_tile(a.rows, kernels.exact_tile);
-    }
+    const bool full = w.format->code == Code::kInt8 || w.format->code == Code::kTable4;
+    const bool wide = integer && kernels.wide && full;
+    // Where -128 times -128 does not fit, codes from outside take the wide way.
+    const bool few = integer ? a.rows <= kernels.few_tile && !(wide && x.type == Type::kInt8)
+                             : way == Way::kFloat && a.rows <= kernels.small_tile;
+    a.few = few;
+    a.wide = wide && !few;
+    a.tile = few ? small_tile(a.rows, integer ? kernels.few_tile : kernels.small_tile)
+                 : even_tile(a.rows, integer ? kernels.integer_tile : kernels.exact_tile);
     const int64_t tiles = divide_up(a.rows, a.tile), padded = tiles * a.tile;
     // Integers: one scale for each 256 positions at the most, and what is decoded at once.
-    const int64_t limit = !integer ? w.units : (x.type == Type::kInt8 ? 1024 : 256) / w.format->unit;
+    const int64_t limit = !integer ? w.units : (x.type == Type::kInt8 ? kDecodedAtOnce : 256) / w.format->unit;
     a.block = std::min(w.units, limit);
     a.blocks = divide_up(w.units, a.block);
     const int64_t sums = padded * w.groups * a.blocks;
     Buffer<float> values, scales, totals;
     Buffer<int32_t> quads;
     if (integer) {
-      quads = allocate<int32_t>(padded * w.padded() / 4);
+      quads = allocate<int32_t>(padded * w.padded() / (a.wide ? 2 : 4));
       scales = allocate<float>(sums);
       a.quads = quads.get();
       a.scales = scales.get();

@@ -25,6 +25,8 @@ class Scratch {
   std::unique_ptr<T[], Free> data_;
 };
 
+constexpr int kAhead = 8192;  // bytes from what is read to what is asked for
+
 struct Panel {
   const uint8_t* codes;
   const uint8_t* scale;
@@ -60,14 +62,18 @@ class Panels {
   std::unique_ptr<Scratch<uint8_t>> own_[4];
 };
 
-F scale_of(const Weight& w, const Panel& p, int64_t group) {
-  return V::load_as(p.scale + group * kRows * size_of(w.scale_type), w.scale_type);
+// Sixteen numbers of a group; float32 ones without a call.
+QUANTO_INLINE inline F of_group(const uint8_t* numbers, Type type, int64_t group) {
+  if (type == Type::kFloat) return V::load(reinterpret_cast<const float*>(numbers) + group * kRows);
+  return V::load_as(numbers + group * kRows * size_of(type), type);
 }
 
+QUANTO_INLINE inline F scale_of(const Weight& w, const Panel& p, int64_t group) { return of_group(p.scale, w.scale_type, group); }
+
 // The zero point of a group plus the offset that codes still have.
-F zero_of(const Weight& w, const Panel& p, int64_t group, float offset) {
-  const F zero = w.zero_type == Type::kNone ? V::zero() : V::load_as(p.zero + group * kRows * size_of(w.zero_type), w.zero_type);
-  return V::add(zero, V::set(offset));
+QUANTO_INLINE inline F zero_of(const Weight& w, const Panel& p, int64_t group, float offset) {
+  if (w.zero_type == Type::kNone) return V::set(offset);
+  return V::add(of_group(p.zero, w.zero_type, group), V::set(offset));
 }
 
 void store_row(const Weight& w, const Output& out, const Panel& p, int64_t panel, int64_t row, F y, float factor) {
