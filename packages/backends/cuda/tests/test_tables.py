@@ -57,8 +57,28 @@ def test_unknown_gpu_gets_the_most_similar_one() -> None:
     assert table_for("NVIDIA H100 PCIe") == table_for("NVIDIA H100 80GB HBM3") == table_for("Some New GPU")
 
 
-def test_the_users_table_comes_first() -> None:
-    rows = {"linear/int4": [{"m": 1, "n": 1, "k": 1, "tile": {"bn": 512, "bm": 16}}]}
-    tables.user_table().write_text(json.dumps({"nvidia-h100": rows}))
-    assert table_for("NVIDIA H100")["linear/int4"] == rows["linear/int4"]
-    assert table_for("NVIDIA H100")["scaled/int8"] == table_for("other")["scaled/int8"]
+def test_the_users_rows_come_first_and_the_shipped_ones_stay() -> None:
+    row = {"m": 1, "n": 4096, "k": 4096, "tile": {"bn": 512, "bm": 16}}
+    mine = {"linear/int4": [row], "linear/nf4": [row]}
+    tables.user_table().write_text(json.dumps({"nvidia-h100": mine}))
+    shipped = table_for("other")
+    for key in mine:  # nf4 has no rows of its own
+        assert table_for("NVIDIA H100")[key] == [row, *shipped["linear/int4"]]
+    assert table_for("NVIDIA H100")["scaled/int8"] == shipped["scaled/int8"]
+    assert "linear/nf4" not in shipped
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"a": {"linear/int4": [{"m": 1}]}}', '{"a": {"b": [{"m": 1, "n": 1, "k": 1, "tile": {"x": 1}}]}}'],
+)
+def test_a_broken_user_table_is_named(text: str) -> None:
+    tables.user_table().write_text(text)
+    with pytest.raises(ValueError, match=r"cuda-tiles\.json"):
+        table_for("NVIDIA H100")
+
+
+def test_tiles_are_written_without_their_defaults() -> None:
+    tile = Tile(16, 2, 8, blocks=264)
+    assert tile.to_dict() == {"bn": 16, "bm": 2, "kw": 8, "blocks": 264}
+    assert Tile(**tile.to_dict()) == tile

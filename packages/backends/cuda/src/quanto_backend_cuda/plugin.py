@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import quanto.plugins
 from quanto.kernels import KernelRegistry
 
-__all__ = ["QUANTO_API", "register_kernels"]
+__all__ = ["QUANTO_API", "register_commands", "register_kernels"]
 
 QUANTO_API = 1
 
@@ -17,3 +19,11 @@ def register_kernels(registry: KernelRegistry) -> None:
     from . import specs
 
     specs.register(registry)
+
+
+@quanto.plugins.hookimpl
+def register_commands(app: Any) -> None:
+    """`quanto tune`."""
+    from .tune.command import tune
+
+    app.command("tune")(tune)

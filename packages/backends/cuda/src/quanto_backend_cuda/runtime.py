@@ -3,18 +3,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-__all__ = ["assembly", "dependent_launch", "interpreted", "launch", "sm_count"]
+__all__ = ["assembly", "compiling", "dependent_launch", "interpreted", "launch", "sm_count", "warpgroups"]
 
 
 _one_at_a_time = threading.Lock()
+_compiling = threading.local()
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Within the block kernels of this thread are compiled, and kept in Triton's cache, instead of started."""
+    _compiling.now = True
+    try:
+        yield
+    finally:
+        _compiling.now = False
 
 
 @functools.cache
@@ -41,6 +53,11 @@ def dependent_launch(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and _capability(device.index or 0) >= (9, 0)
 
 
+def warpgroups(device: torch.device) -> bool:
+    """Whether Triton multiplies by `wgmma` there, if a block has four warps: Hopper alone."""
+    return device.type == "cuda" and torch.version.hip is None and _capability(device.index or 0)[0] == 9
+
+
 @functools.cache
 def _sm_count(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
@@ -64,6 +81,9 @@ def launch(kernel: Callable[[], Any], grid: tuple[int, ...], *args: Any, traced:
     if traced:
         options.pop("launch_pdl", None)  # Inductor starts kernels in its own way
         torch.library.wrap_triton(kernel)[grid](*args, **options)
+        return
+    if getattr(_compiling, "now", False):
+        kernel.warmup(*args, grid=grid, **options)  # type: ignore[attr-defined]
         return
     if interpreted():
         for name in ("num_warps", "num_stages", "launch_pdl"):

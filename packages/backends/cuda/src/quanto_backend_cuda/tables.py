@@ -11,14 +11,14 @@ import functools
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["Tile", "nearest", "table_for", "user_table"]
+__all__ = ["Tile", "gpu_name", "nearest", "read_user_table", "slug", "table_for", "user_table"]
 
 #: whose table serves qtypes that have none.
 _LIKE = {
@@ -47,6 +47,8 @@ class Tile:
         on_weight: scale the weight instead of the product.
         swap, bk: of the product of two quantized operands.
         tma: read tiles through tensor descriptors.
+        ahead: pieces of the weight (tiles of 16 x 128, or 512 bytes of a row) to fetch into the L2 while the kernel
+            before still runs; a power of two.
     """
 
     bn: int
@@ -59,6 +61,12 @@ class Tile:
     swap: bool = False
     bk: int = 128
     tma: bool = False
+    ahead: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is not the default, as tables have it; the two sizes always."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in given.items() if name in ("bn", "bm") or value != _DEFAULTS[name]}
 
     def splits(self, m: int, n: int, chunks: int) -> int:
         """Pieces of the input dimension: enough for `blocks` blocks of threads, none of them empty."""
@@ -69,13 +77,17 @@ class Tile:
         return -(-units // each)
 
 
+_DEFAULTS = {f.name: f.default for f in fields(Tile)}
+
+
 def user_table() -> Path:
     """Where `quanto tune` writes."""
     base = os.environ.get("QUANTO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "quanto"
     return Path(base) / "cuda-tiles.json"
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """A GPU's name as a file name."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
@@ -87,18 +99,45 @@ def _shipped() -> dict[str, Any]:
 @functools.cache
 def table_for(gpu: str) -> dict[str, list[dict[str, Any]]]:
     """The rows for a GPU by kernel and qtype: its own, else those of the GPU whose name shares most words with it."""
-    words = set(_slug(gpu).split("-"))
+    words = set(slug(gpu).split("-"))
     shipped = _shipped()
-    ranked = sorted(shipped, key=lambda slug: (-len(words & set(slug.split("-"))), slug))
+    ranked = sorted(shipped, key=lambda s: (-len(words & set(s.split("-"))), s))
     rows: dict[str, list[dict[str, Any]]] = json.loads(shipped[ranked[0]].read_text()) if ranked else {}
     mine = user_table()
-    if mine.is_file():
-        rows = {**rows, **json.loads(mine.read_text(encoding="utf-8")).get(_slug(gpu), {})}
-    return rows
+    found = read_user_table(mine).get(slug(gpu), {})
+    return {**rows, **{key: [*first, *_rows_like(rows, key)] for key, first in found.items()}}
+
+
+def read_user_table(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """What `quanto tune` wrote: rows by GPU and by kernel and qtype; nothing if there is no such file.
+
+    Raises:
+        ValueError: if the file holds something else, naming it.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found: dict[str, dict[str, list[dict[str, Any]]]] = json.loads(path.read_text(encoding="utf-8"))
+        for rows in (rows for keys in found.values() for rows in keys.values()):
+            for row in rows:
+                Tile(**row["tile"]), math.log2(row["m"]), math.log2(row["n"]), math.log2(row["k"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not a table of tiles ({error}); delete it, or run quanto tune again") from error
+    return found
+
+
+def _rows_like(rows: dict[str, list[dict[str, Any]]], key: str) -> list[dict[str, Any]]:
+    """The rows of a kernel and qtype, or of the qtype that serves it."""
+    kernel, _, qtype = key.partition("/")
+    name: str | None = qtype
+    while name is not None and f"{kernel}/{name}" not in rows:
+        name = _LIKE.get(name)
+    return [] if name is None else rows[f"{kernel}/{name}"]
 
 
 @functools.cache
-def _gpu_name(index: int) -> str:
+def gpu_name(index: int) -> str:
+    """What the driver calls a GPU."""
     return torch.cuda.get_device_name(index)
 
 
@@ -112,16 +151,14 @@ def nearest(kernel: str, qtype: str, m: int, n: int, k: int, device: torch.devic
         m, n, k: tokens, rows and columns; m is rounded up to a power of two, so that few kernels are compiled.
         device: where it runs.
     """
-    rows = table_for(_gpu_name(device.index or 0) if device.type == "cuda" else "")
-    name: str | None = qtype
-    while name is not None and f"{kernel}/{name}" not in rows:
-        name = _LIKE.get(name)
-    if name is None:
+    rows = table_for(gpu_name(device.index or 0) if device.type == "cuda" else "")
+    known = _rows_like(rows, f"{kernel}/{qtype}")
+    if not known:
         raise LookupError(f"no configuration for {kernel} of {qtype}")
     m = 1 << (m - 1).bit_length()
 
     def distance(row: dict[str, Any]) -> tuple[float, float]:
         return abs(math.log2(row["m"] / m)), abs(math.log2(row["n"] / n)) + abs(math.log2(row["k"] / k))
 
-    best = min(rows[f"{kernel}/{name}"], key=distance)
+    best = min(known, key=distance)
     return Tile(**best["tile"])

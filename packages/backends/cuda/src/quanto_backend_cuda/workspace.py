@@ -8,12 +8,14 @@ share any: one piece per stream, and one piece per call recorded in a CUDA graph
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["locks"]
+__all__ = ["locks", "scratch"]
 
 _PIECES = 1 << 20  # counters allocated at a time: 4 MiB
 _PER_STREAM = 1 << 14
@@ -51,3 +53,17 @@ def _take(device: torch.device, count: int, capturing: bool) -> Tensor:
     step = -(-count // 32) * 32
     _arenas[device] = arena, used + step
     return arena[used : used + count]
+
+
+@contextlib.contextmanager
+def scratch(device: torch.device) -> Iterator[None]:
+    """Takes back what graphs recorded in the block got; they must not be replayed after it."""
+    locks(device, 1)  # so that there is an arena, whose zeroing would otherwise become a node of the first graph
+    with _mutex:
+        before = _arenas.get(device)
+    try:
+        yield
+    finally:
+        with _mutex:
+            if before is not None and _arenas[device][0] is before[0]:
+                _arenas[device] = before

@@ -214,21 +214,22 @@ def _shifted(T, H, zero, KIND: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def decode(T, H, zero, KIND: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr):
+def decode(T, H, zero, KIND: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexpr, SYNC: tl.constexpr):
     """Decodes words to `DTYPE` [rows, 128].
 
     Args:
         T: int32 [rows, 4, words]; 128 codes a row.
         H: int32 [rows, 4, 2] with 16 third bits each (int3), or None.
         zero: integer zero points, int32 [rows, 1, 1], or None.
+        SYNC: order the columns as Triton (3.6 to 3.9) wants them for `mma.sync`, four of a lane side by side.
     """
     R: tl.constexpr = T.shape[0]
     c = _assembled(T, H, zero, KIND, DTYPE) if ASM else _shifted(T, H, zero, KIND, DTYPE)
-    # columns: word, pair from its highest bit, lane, half
+    # columns: word, pair from its highest bit, lane, half; under SYNC the lowest bit of the pair after the lane
     if KIND == "int8" or KIND == "float8_e4m3fn" or KIND == "float8_e5m2":
-        c = tl.permute(c, (0, 2, 4, 1, 3))
+        c = tl.permute(c, (0, 2, 1, 4, 3) if SYNC else (0, 2, 4, 1, 3))
     elif KIND == "int3" or KIND == "int2":
-        c = tl.permute(c, (0, 2, 6, 5, 4, 1, 3))
+        c = tl.permute(c, (0, 2, 6, 5, 1, 4, 3) if SYNC else (0, 2, 6, 5, 4, 1, 3))
     else:
-        c = tl.permute(c, (0, 2, 5, 4, 1, 3))
+        c = tl.permute(c, (0, 2, 5, 1, 4, 3) if SYNC else (0, 2, 5, 4, 1, 3))
     return tl.reshape(c, (R, 128))

@@ -127,7 +127,7 @@ def decode_tiles(
     if KIND == "int3":
         planes = codes.to(tl.pointer_type(tl.int16)) + chunk.to(tl.int64) * (2 * STEP)
         H = tl.load(planes + (2 * base - (n % 16) * 8 + 256)[:, None, None] + lanes(KIND)).to(tl.int32) & 0xFFFF
-    A = decode(T, H, None, KIND, D, ASM).to(tl.float32)  # exact: every code is a number of either half type
+    A = decode(T, H, None, KIND, D, ASM, False).to(tl.float32)  # exact: every code is a number of either half type
     k = tl.arange(0, 128)
     if GROUP == 0 or GROUP % 128 == 0:
         where = scale_at(n, chunk // (GROUP // 128) if GROUP > 0 else 0, G, ROWS, STILED)[:, None]

@@ -139,6 +139,8 @@ def linear(
     SPLIT: tl.constexpr,
     ASM: tl.constexpr,
     PDL: tl.constexpr,
+    SYNC: tl.constexpr,
+    AHEAD: tl.constexpr,
     WIDE: tl.constexpr,
     EXPERTS: tl.constexpr,
 ):
@@ -154,6 +156,8 @@ def linear(
         C: stretches of 128 columns; G: groups per row.
         EVEN: K is 128 C; TAIL: KW does not divide the stretches of every split.
         ON_WEIGHT: scale the weight in registers, which groups below 128 need; else the product.
+        SYNC: multiply by `mma.sync` (fewer than four warps, or no Hopper) instead of `wgmma`.
+        AHEAD: tiles of the weight to fetch into the L2 before the kernel ahead has ended.
         WIDE: multiply in float32, for the interpreter, which knows no bfloat16.
     """
     pm = tl.program_id(0)
@@ -196,6 +200,8 @@ def linear(
         planes = codes.to(tl.pointer_type(tl.int16))
         at_plane = (2 * base - (n % 16) * 8 + 256)[:, None, None] + lanes(KIND)
     acc = tl.zeros((R, KW * BM), tl.float32)
+    if AHEAD > 0:
+        _fetch_tiles(words, N, pn, begin, end, C, KIND, BN, AHEAD)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -226,15 +232,18 @@ def linear(
         Z = None
         if zero is not None and not FLOAT_ZERO and SUB == 128:
             Z = tl.load(zero + scale_at(n, group, G, ROWS, STILED)).to(tl.int32)[:, None, None]
-        A = decode(T, H, Z, KIND, D, ASM)
+        A = decode(T, H, Z, KIND, D, ASM, SYNC)
         if FLOAT_ZERO and SUB == 128:
             A -= tl.load(zero + scale_at(n, group, G, ROWS, STILED)).to(D)[:, None]
         if SUB < 128:
-            A = _scaled(A, scale, zero, n, chunk, G, GROUP, SUB, ROWS, STILED, SCALE8, TILED)
+            A = _scaled(A, scale, zero, n, chunk, G, GROUP, SUB, ROWS, STILED, SCALE8, TILED, SYNC)
         elif ON_WEIGHT:
             A *= scale_value(tl.load(scale + scale_at(n, group, G, ROWS, STILED)), SCALE8).to(D)[:, None]
         if not TILED:
             X = natural(X, KIND)
+        if SYNC:
+            X = tl.permute(tl.reshape(X, (KW * BM, 8, 2, 4, 2)), (0, 1, 3, 2, 4))
+            X = tl.reshape(X, (KW * BM, 128))
         X = X.to(D)
         if GROUP > 0 and SUB == 128 and not ON_WEIGHT:
             product = tl.dot(A, tl.trans(X))
@@ -253,6 +262,30 @@ def linear(
 
 
 @triton.jit
+def fetch(address, wanted, BYTES: tl.constexpr):
+    """Asks the L2 for `BYTES` (a multiple of 16) at each address: harmless, even if someone still writes there."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $3; mov.b32 $0, 0; }",
+        "=r,l,r,r",
+        [address.to(tl.int64), wanted.to(tl.int32), tl.full(address.shape, BYTES, tl.int32)],
+        tl.int32,
+        False,
+        1,
+    )
+
+
+@triton.jit
+def _fetch_tiles(words, N, pn, begin, end, C, KIND: tl.constexpr, BN: tl.constexpr, AHEAD: tl.constexpr):
+    """Fetches the first `AHEAD` tiles of this block's weight."""
+    BYTES: tl.constexpr = 16 * row_bytes(KIND)
+    DOWN: tl.constexpr = 1 if BN < 16 else BN // 16
+    i = tl.arange(0, AHEAD)
+    row = tl.minimum(pn * BN // 16 + i % DOWN, (N - 1) // 16)
+    chunk = begin + i // DOWN
+    fetch(words + (row.to(tl.int64) * C + chunk) * (BYTES // 4), chunk < end, BYTES)
+
+
+@triton.jit
 def _scaled(
     A,
     scale,
@@ -266,6 +299,7 @@ def _scaled(
     STILED: tl.constexpr,
     SCALE8: tl.constexpr,
     TILED: tl.constexpr,
+    SYNC: tl.constexpr,
 ):
     """Groups that end within 128 columns: each `SUB` columns look up their own."""
     R: tl.constexpr = A.shape[0]
@@ -280,7 +314,7 @@ def _scaled(
             A -= tl.load(zero + where).to(D)[:, :, None]
         A *= s[:, :, None]
     else:  # canonical words: a lane holds 32 columns in a row
-        A = tl.reshape(A, (R, 16, 4, 2))
+        A = tl.reshape(A, (R, 8, 4, 4) if SYNC else (R, 16, 4, 2))
         if zero is not None:
             A -= tl.load(zero + where).to(D)[:, None, :, None]
         A *= s[:, None, :, None]

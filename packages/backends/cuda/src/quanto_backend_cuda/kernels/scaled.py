@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .encode import float8, integer
-from .linear import scale_at
+from .linear import fetch, scale_at
 
 __all__ = ["few", "many"]
 
@@ -101,6 +101,7 @@ def few(
     KW: tl.constexpr,
     STAGES: tl.constexpr,
     SPLIT: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
     FLOAT: tl.constexpr,
 ):
@@ -110,6 +111,7 @@ def few(
         x: codes [M, K]; x_scale: [M] (`TOKEN`) or one; X: their qtype.
         codes: canonical; C is stretches of BK columns.
         GROUP: columns per scale; 0: per row. EVEN: K is BK C.
+        AHEAD: pieces of 512 bytes to fetch into the L2 before the kernel ahead has ended.
         FLOAT: multiply in float32, for the interpreter, where x and W are float8.
     """
     pm = tl.program_id(0)
@@ -135,6 +137,13 @@ def few(
         ws = codes.to(tl.pointer_type(tl.int32)) + (n.to(tl.int64) * (K // 8) + slice_r * 16)[:, None, None] + lane
     else:
         ws = codes + (n.to(tl.int64) * K + slice_r * BK)[:, None] + k[None, :]
+    if AHEAD > 0:
+        i = tl.arange(0, AHEAD)
+        byte = (begin * BK if not NIBBLES else begin * 64) + i // BN * 512
+        past = end * BK if not NIBBLES else end * 64
+        width = K if not NIBBLES else K // 2
+        row = tl.minimum(pn * BN + i % BN, N - 1).to(tl.int64)
+        fetch(codes + row * width + byte, byte + 512 <= past, 512)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import assembly, dependent_launch, interpreted, launch
+from ..runtime import assembly, dependent_launch, interpreted, launch, warpgroups
 from ..tables import Tile, nearest
 from ..workspace import locks
 from . import check
@@ -143,6 +143,7 @@ def start(
         else:
             counters = locks(x.device, down * across)
     pdl = dependent_launch(x.device)
+    sync = not warpgroups(x.device) or tile.warps % 4 > 0
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     launch(
         kernels.linear, (down, across, splits), x, codes.view(torch.uint8), raw, zero, shared, bias, out, partial,
@@ -151,6 +152,7 @@ def start(
         FLOAT_ZERO=zero is not None and zero.is_floating_point(), EVEN=size % 128 == 0,
         TAIL=tile.kw > 1 and chunks % tile.kw > 0, ON_WEIGHT=tile.on_weight and f.group > 0 and f.group % 128 == 0,
         BN=tile.bn, BM=tile.bm, KW=tile.kw, STAGES=tile.stages, SPLIT=splits > 1, ASM=assembly(x.device, f.kind),
-        PDL=pdl, WIDE=interpreted() and x.dtype == torch.bfloat16, EXPERTS=1 << (experts - 1).bit_length(),
-        num_warps=tile.warps, num_stages=tile.stages, traced=traced, **options,
+        PDL=pdl, SYNC=sync, AHEAD=tile.ahead if pdl and tiled else 0, WIDE=interpreted() and x.dtype == torch.bfloat16,
+        EXPERTS=1 << (experts - 1).bit_length(), num_warps=tile.warps, num_stages=tile.stages, traced=traced,
+        **options,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from . import check
 from .encode import casts
 from .weights import aligned, facts
 
-__all__ = ["dissolves", "scaled_linear"]
+__all__ = ["dissolves", "scaled_linear", "start"]
 
 _FLOAT8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 
@@ -58,15 +58,22 @@ def scaled_linear(
     if not out.numel():
         return out.reshape(shape)
     xs = x_scale.float().reshape(-1).contiguous()
-    ws = scale.contiguous()
-    w = aligned(codes.contiguous())
+    weight = (aligned(codes.contiguous()), scale.contiguous(), None if zero is None else zero.contiguous())
     tile = nearest("scaled", qtype, m, n, size, device)
-    z = None if zero is None else zero.contiguous()
-    if tile.kw > 0:
-        _few(aligned(x), xs, w, ws, z, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced)
-    else:
-        _many(aligned(x), xs, w, ws, bias, out, out_scale, x_qtype, token, tile, traced)
+    start(aligned(x), xs, weight, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced)
     return out.reshape(shape)
+
+
+def start(
+    x: Tensor, xs: Tensor, weight: tuple[Tensor, Tensor, Tensor | None], bias: Any, out: Tensor, out_scale: Any,
+    x_qtype: str, qtype: str, block: list[int], token: bool, tile: Tile, traced: bool,
+) -> None:  # fmt: skip
+    """Starts the kernel that the tile is for, on contiguous tensors."""
+    codes, scale, zero = weight
+    if tile.kw > 0:
+        _few(x, xs, codes, scale, zero, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced)
+    else:
+        _many(x, xs, codes, scale, bias, out, out_scale, x_qtype, token, tile, traced)
 
 
 def dissolves(x_codes: Tensor, *rest: Any) -> bool:
@@ -106,7 +113,8 @@ def _few(
         out_scale, partial, counters, m, n, size, chunks, ws.shape[-1] if ws.ndim else 1, splits,
         X=x_qtype, NIBBLES=nibbles, GROUP=f.group, TOKEN=token, EVEN=size % tile.bk == 0,
         TAIL=tile.kw > 1 and chunks % tile.kw > 0, CAST=casts(x.device), BN=tile.bn, BM=tile.bm, BK=tile.bk,
-        KW=tile.kw, STAGES=tile.stages, SPLIT=splits > 1, PDL=pdl, FLOAT=interpreted() and x_qtype in _FLOAT8,
+        KW=tile.kw, STAGES=tile.stages, SPLIT=splits > 1,
+        AHEAD=tile.ahead if pdl and size % tile.bk == 0 else 0, PDL=pdl, FLOAT=interpreted() and x_qtype in _FLOAT8,
         num_warps=tile.warps, num_stages=tile.stages, traced=traced, **options,
     )  # fmt: skip
 

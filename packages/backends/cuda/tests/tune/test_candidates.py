@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Candidates are tiles that the kernels take."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from quanto_backend_cuda.tune.candidates import candidates
+from quanto_backend_cuda.tune.problem import Problem
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 16, 33, 128, 256, 1000, 4096])
+@pytest.mark.parametrize(
+    ("kernel", "qtype", "group"),
+    [("linear", "int4", 128), ("linear", "int8", 0), ("scaled", "int8", 0), ("scaled", "int4", 0)],
+)
+def test_are_tiles_of_the_kernel(kernel: str, qtype: str, group: int, tokens: int) -> None:
+    found = candidates(Problem(kernel, qtype, group, tokens, 4096, 4096))
+    assert len(found) == len(set(found))
+    if kernel == "linear" and tokens > 1024:
+        assert not found, "cuBLAS multiplies there"
+        return
+    assert 3 <= len(found) <= 48
+    for tile in found:
+        sizes = (tile.bn, tile.bm, tile.warps, tile.bk, tile.kw or 1, tile.ahead or 1)
+        assert all(math.log2(size).is_integer() for size in sizes), tile
+        assert tile.kw == 0 or tile.kw * tile.bm >= 16, f"{tile}: tensor cores take no fewer than 16 columns"
+        assert tile.kw > 0 or (kernel == "scaled" and qtype != "int4")
