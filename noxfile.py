@@ -173,17 +173,19 @@ def docs(session: nox.Session) -> None:
     dev(session, "pytest", "tests/docs", *session.posargs, env=QUIET)
 
 
-@nox.session(venv_backend="none", requires=["dev"])
+@nox.session(requires=["dev"])
 def bench(session: nox.Session) -> None:
     """Measure: nox -s bench -- kernels runs bench/kernels.py; without a name, all of bench/."""
-    known = {path.stem: path for path in sorted(ROOT.glob("bench/*.py"))}
+    known = {path.stem: path for path in sorted(ROOT.glob("bench/*.py")) if path.stem != "__init__"}
     chosen, options = list(known), session.posargs
     if options and not options[0].startswith("-"):
         chosen, options = options[:1], options[1:]
+    if unknown := [name for name in chosen if name not in known]:
+        session.error(f"no bench/{unknown[0]}.py; there are: {', '.join(known)}")
+    borrow_dev(session)
+    install(session, "--quiet", str(CORE), *map(str, (*BACKENDS, *INTEGRATIONS)))
     for name in chosen:
-        if name not in known:
-            session.error(f"no bench/{name}.py; there are: {', '.join(known) or 'none yet'}")
-        dev(session, f"bench.{name}", *options)
+        session.run("python", "-m", f"bench.{name}", *options)
 
 
 def oldest_torch() -> str:

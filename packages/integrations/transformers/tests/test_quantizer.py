@@ -136,6 +136,16 @@ def test_a_saved_config_wins_over_one_that_is_passed(saved: Saved, tmp_path: Pat
     assert again.model.layers[0].mlp.up_proj.scheme.weights == "int8"
 
 
+def test_none_as_config_does_not_hide_the_saved_one(saved: Saved, tmp_path: Path) -> None:
+    """transformers then overwrites what the file says, and would draw random weights."""
+    model = auto_class("llama").from_pretrained(saved("llama"), quantization_config=QuantoConfig("int8"))
+    model.save_pretrained(tmp_path)
+    again = auto_class("llama").from_pretrained(tmp_path, quantization_config=None)
+    assert torch.equal(run(again, "llama"), run(model, "llama"))
+    plain = auto_class("llama").from_pretrained(saved("llama"), quantization_config=None)
+    assert not any(isinstance(m, QModule) for m in plain.modules())
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gpt-oss", "whisper"])
 def test_dequantize(name: str, saved: Saved, tmp_path: Path) -> None:
     quantized = load(name, saved(name), quantization_config=QuantoConfig("int8"))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from typing import Any
@@ -27,22 +28,41 @@ def register() -> None:
     for module in (auto, sys.modules.get("transformers.modeling_utils")):
         original = getattr(module, "get_hf_quantizer", None)
         if original is not None and not hasattr(original, "_quanto_original"):
-            module.get_hf_quantizer = _looks_for_maps(original)  # type: ignore[union-attr]
+            module.get_hf_quantizer = _looks_twice(original)  # type: ignore[union-attr]
 
 
-def _looks_for_maps(original: Any) -> Any:
-    """`get_hf_quantizer` that knows folders of optimum-quanto, whose config does not say that they are quantized."""
+def _looks_twice(original: Any) -> Any:
+    """`get_hf_quantizer` that knows two kinds of quantized models whose config does not say that they are.
+
+    Folders of optimum-quanto; and any, where `from_pretrained(quantization_config=None)` has overwritten what the
+    file says. transformers would draw random weights for both.
+    """
 
     @functools.wraps(original)
     def get_hf_quantizer(config: Any, *args: Any, **kwargs: Any) -> Any:
         from .inherited import find_map
 
-        if getattr(config, "quantization_config", None) is None and (path := find_map(config)) is not None:
-            config.quantization_config = {"quant_method": "quanto", "optimum_map": path}
+        if getattr(config, "quantization_config", None) is None:
+            if "quantization_config" in vars(config) and (stated := _stated(config)) is not None:
+                config.quantization_config = stated
+            elif (path := find_map(config)) is not None:
+                config.quantization_config = {"quant_method": "quanto", "optimum_map": path}
         return original(config, *args, **kwargs)
 
     get_hf_quantizer._quanto_original = original  # type: ignore[attr-defined]
     return get_hf_quantizer
+
+
+def _stated(config: Any) -> dict[str, Any] | None:
+    """The quantization config in the file that a config came from, if it is one of ours."""
+    name = getattr(config, "_name_or_path", "")
+    if not name:
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        data, _ = type(config).get_config_dict(name, revision=getattr(config, "_commit_hash", None))
+        found = data.get("quantization_config")
+        return found if isinstance(found, dict) and found.get("quant_method") == "quanto" else None
+    return None
 
 
 def register_cache() -> None:
