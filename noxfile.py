@@ -120,7 +120,7 @@ def tests(session: nox.Session) -> None:
     if session.posargs:
         dev(session, "pytest", *session.posargs, env=QUIET)
         return
-    for name in ("lint", "types", "coverage", "core", *PLUGINS, *HARDWARE):
+    for name in ("lint", "types", "coverage", "core", *PLUGINS, *NATIVE, *HARDWARE):
         session.notify(name, posargs=[])
     session.notify("demo", posargs=["--quick"])
     # tests/ holds what needs the whole tree: import direction, plugins, docs, wheels. One file stays on one worker.
@@ -230,11 +230,26 @@ def hardware_session(name: str, what: str) -> None:
     nox.session(hardware, name=name, venv_backend="none", requires=["dev"])
 
 
+def native_session(name: str, script: Path) -> None:
+    """Add the session of a package that tests its compiled code without Python: `tests/native/run.py` does it."""
+
+    def native(session: nox.Session) -> None:
+        build = ROOT / session.cache_dir / name
+        session.run(dev_python(session), str(script), str(build), *session.posargs, external=True)
+
+    native.__doc__ = f"{script.relative_to(ROOT).as_posix()}: compiled code under sanitizers and for other processors."
+    nox.session(native, name=name, venv_backend="none", requires=["dev"])
+
+
 PLUGINS = {f"backend-{path.name}": path for path in BACKENDS} | {
     f"integration-{path.name}": path for path in INTEGRATIONS
 }
 for _name, _folder in PLUGINS.items():
     package_session(_name, _folder)
+
+NATIVE = {f"native-{path.parents[2].name}": path for path in sorted(ROOT.glob("packages/*/*/tests/native/run.py"))}
+for _name, _script in NATIVE.items():
+    native_session(_name, _script)
 
 _DETECTED: list[tuple[str, str, Callable[[], bool]]] = [
     ("gpu", "an NVIDIA GPU", has_gpu),

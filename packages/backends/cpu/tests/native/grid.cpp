@@ -107,9 +107,11 @@ void run_case(const Case& c, std::mt19937& random) {
     }
   }
 
-  Exact<float> x(c.rows * c.k), bias(c.n), y(c.rows * c.n);
+  Exact<float> x(c.rows * c.k), bias(c.n), y(c.rows * c.n), x_scale(c.rows);
+  Exact<int8_t> x_codes(c.rows * c.k);
   std::normal_distribution<float> normal;
-  for (int64_t i = 0; i < c.rows * c.k; ++i) x[i] = normal(random);
+  for (int64_t i = 0; i < c.rows * c.k; ++i) x[i] = normal(random), x_codes[i] = static_cast<int8_t>(random());
+  for (int64_t i = 0; i < c.rows; ++i) x_scale[i] = 0.5f + static_cast<float>(i % 3), x_codes[i * c.k] = -128;
   for (int64_t i = 0; i < c.n; ++i) bias[i] = normal(random);
   const auto check = [&](const char* what, double limit) {
     for (int64_t m = 0; m < c.rows; ++m) {
@@ -133,6 +135,12 @@ void run_case(const Case& c, std::mt19937& random) {
   if (f.byte_scale != 0 && c.k >= 64) {
     run(kernels(), p, rows, Way::kInteger, out, Type::kFloat, bias.get(), 0);
     check("integer", 0.08);
+  }
+  if (f.code <= Code::kInt2 || f.code == Code::kSmallTable) {  // int8 from outside: all of their range, one scale a row
+    const Rows codes_in{reinterpret_cast<const uint8_t*>(x_codes.get()), Type::kInt8, c.rows, x_scale.get(), true};
+    run(kernels(), p, codes_in, Way::kInteger, out, Type::kFloat, bias.get(), 0);
+    for (int64_t i = 0; i < c.rows * c.k; ++i) x[i] = static_cast<float>(x_codes[i]) * x_scale[i / c.k];
+    check("int8 activations", 2e-5);
   }
   Exact<float> whole(c.n * c.k);
   kernels().dequantize(p, 0, p.panels(), whole.get(), Type::kFloat);
