@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._progress import track
+from .running import check_tokens, device_of, evaluating, logits_of
 
 __all__ = ["Perplexity", "perplexity"]
 
@@ -71,14 +70,14 @@ def perplexity(
         ValueError: if there are too few tokens, tokens or logits have another shape, a token is outside of the
             vocabulary, or the logits of a position are not a distribution (NaN, or plus infinity).
     """
-    blocks = _blocks(tokens, block)
+    blocks = check_tokens(tokens, block)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    device = _device(model)
+    device = device_of(model)
     # Perplexities of a few thousand tokens differ in the fifth digit between schemes: sum in float64.
     total = torch.zeros((), dtype=torch.float64)
     batches = torch.split(blocks, batch_size)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         first = 0
         for batch in track(batches, "perplexity", enabled=progress):
             total += _nll(model, batch.to(device), first)
@@ -98,38 +97,9 @@ def perplexity(
     )
 
 
-def _blocks(tokens: Tensor | Sequence[int], block: int) -> Tensor:
-    """Cuts the tokens into int64 `[blocks, block]`."""
-    if block < 2:
-        raise ValueError(f"a block needs at least 2 tokens to predict one, got block={block}")
-    ids = tokens if isinstance(tokens, Tensor) else torch.as_tensor(tokens)
-    if ids.ndim != 1:
-        hint = "; pass tokens[0]" if ids.ndim == 2 and ids.shape[0] == 1 else ""
-        raise ValueError(f"tokens must be one sequence of shape [n], got shape {list(ids.shape)}{hint}")
-    if len(ids) < block:
-        raise ValueError(f"{len(ids)} tokens are fewer than one block of {block}; give more text or a smaller block")
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"tokens must be integers, got {ids.dtype}")
-    count = len(ids) // block
-    return ids[: count * block].long().view(count, block)
-
-
 def _nll(model: Callable[[Tensor], Any], batch: Tensor, first: int) -> Tensor:
     """The summed negative log-likelihood of one batch, float64 on the CPU. `first` numbers its first block."""
-    output = model(batch)
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"the model must return logits or an object with .logits, got {type(output).__name__}")
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating-point, got {logits.dtype}")
-    if logits.ndim != 3 or logits.shape[:2] != batch.shape:
-        raise ValueError(
-            f"logits must have shape [{batch.shape[0]}, {batch.shape[1]}, vocabulary], got {list(logits.shape)}"
-        )
-    vocabulary = logits.shape[-1]
-    low, high = batch.min().item(), batch.max().item()
-    if low < 0 or high >= vocabulary:
-        raise ValueError(f"token {low if low < 0 else high} is outside of the model's vocabulary of {vocabulary}")
+    logits = logits_of(model, batch)
     predictions, targets = logits[:, :-1], batch[:, 1:].to(logits.device)
     if predictions.dtype != torch.float64:
         predictions = predictions.float()
@@ -139,24 +109,3 @@ def _nll(model: Callable[[Tensor], Any], batch: Tensor, first: int) -> Tensor:
         block, position = divmod(where, batch.shape[1] - 1)
         raise ValueError(f"the logits of block {first + block}, position {position} hold NaN or infinity")
     return each.double().sum().cpu()
-
-
-def _device(model: object) -> torch.device:
-    if isinstance(model, nn.Module):
-        for tensor in chain(model.parameters(), model.buffers()):
-            return tensor.device
-    return torch.device("cpu")
-
-
-@contextmanager
-def _evaluating(model: object) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule gets its own training flag back."""
-    flags: list[tuple[nn.Module, bool]] = []
-    if isinstance(model, nn.Module):
-        flags = [(module, module.training) for module in model.modules()]
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
