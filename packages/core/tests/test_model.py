@@ -225,9 +225,7 @@ def test_freezing_twice_changes_nothing() -> None:
 
 
 def test_there_must_be_something_to_freeze() -> None:
-    with pytest.raises(
-        ValueError, match=r"nothing to freeze: the model has no quantized module; call quanto\.quantize"
-    ):
+    with pytest.raises(ValueError, match=r"nothing to freeze: no module is quantized\. quanto\.quantize"):
         quanto.freeze(_model())
 
 

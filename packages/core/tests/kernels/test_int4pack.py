@@ -94,8 +94,8 @@ def test_the_order_is_asked_once_a_shape(monkeypatch: pytest.MonkeyPatch) -> Non
         (64, 128, 16, "groups of 32, 64, 128 or 256 that divide, not 16 of 128"),
         (64, 96, 64, "that divide, not 64 of 96"),
         (64, 512, 512, "not 512 of 512"),
-        (8, 128, 32, "multiple of 16 (here 8)"),
-        (40, 128, 32, "multiple of 16 (here 40)"),
+        (8, 128, 32, "multiple of 16, not 8"),
+        (40, 128, 32, "multiple of 16, not 40"),
         (16, 32, 32, None),
     ],
 )

@@ -198,7 +198,9 @@ def test_the_environment_selects(
 
 def test_a_fallback_warns_once_per_reason(registry: KernelRegistry, make: Make, key: Key) -> None:
     registry.register(make(dtypes={torch.bfloat16}))
-    with pytest.warns(KernelFallbackWarning, match=r"reference runs, test\.kernel takes dtype bfloat16, not float32"):
+    with pytest.warns(
+        KernelFallbackWarning, match=r"reference runs .*: the kernel test\.kernel takes dtype bfloat16, not float32"
+    ):
         _name(registry, key())
     with pytest.warns(KernelFallbackWarning, match="not float16"):
         _name(registry, key(), torch.float16)

@@ -90,11 +90,9 @@ def refuse(request: Request) -> str | None:
     rows, size = request.shape[-2:]
     group = request.group_size
     if group not in _GROUPS or size % group:
-        return (
-            f"torch._weight_int4pack_mm_for_cpu takes groups of 32, 64, 128 or 256 that divide, not {group} of {size}"
-        )
+        return f"takes groups of 32, 64, 128 or 256 that divide, not {group} of {size}"
     if rows % 16:
-        return f"torch._weight_int4pack_mm_for_cpu needs out_features that are a multiple of 16 (here {rows})"
+        return f"needs out_features that are a multiple of 16, not {rows}"
     return None
 
 

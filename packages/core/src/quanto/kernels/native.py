@@ -73,7 +73,7 @@ def _refuse_int8pack(request: Request) -> str | None:
     step = 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
     if size % step == 0:
         return None
-    return f"torch._weight_int8pack_mm crashes here unless in_features % {step} == 0 ({size})"
+    return f"needs in_features that are a multiple of {step}, not {size}: torch's own function would crash"
 
 
 # -- int8 x int8 -------------------------------------------------------------------------------------------------------

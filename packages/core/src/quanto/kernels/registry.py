@@ -259,7 +259,8 @@ class KernelRegistry:
                 reason = f"{spec.name} {candidate.refusal}"
                 if reason not in self._warned:
                     self._warned.add(reason)
-                    warnings.warn(f"{request}: the reference runs, {reason}", KernelFallbackWarning, stacklevel=5)
+                    message = f"the slow reference runs {request}: the kernel {reason}"
+                    warnings.warn(message, KernelFallbackWarning, stacklevel=5)
                 return
 
     # -- by name -----------------------------------------------------------------------------------------------
