@@ -43,6 +43,8 @@ def _schemes(draw: st.DrawFn) -> dict[str, Any]:
     if q.scale_dtype is None:
         fields["scale_dtype"] = draw(st.sampled_from([None, *SCALES]))
     fields["algorithm"] = draw(st.sampled_from([None, "absmax", "minmax", "something of a plugin"]))
+    if q.is_integer and not fields.get("symmetric") and fields["algorithm"] != "absmax":
+        fields["zero_point"] = draw(st.sampled_from([None, "int", "float"]))
     return fields
 
 
@@ -293,3 +295,18 @@ def test_wrong_rules_are_refused() -> None:
         Rule("*", "int7")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="parameters must be a sequence of names, got the string 'weight'"):
         Rule("*", None, "weight")  # type: ignore[arg-type]
+
+
+def test_zero_points() -> None:
+    assert not Scheme("int8", zero_point="int").is_symmetric
+    assert Scheme("int8", zero_point="float").quantizer == "minmax"
+    assert Scheme.from_dict(Scheme("int4", zero_point="float").to_dict()).zero_point == "float"
+    assert str(Scheme("int4", zero_point="float")) == "int4 float zero points"
+    for fields, message in (
+        ({"weights": "int4", "zero_point": "whole"}, "zero_point must be 'int' or 'float', got 'whole'"),
+        ({"weights": "nf4", "zero_point": "int"}, "nf4 has no zero points: zero_point='int' needs an integer qtype"),
+        ({"weights": "int4", "zero_point": "int", "symmetric": True}, "zero_point='int' conflicts with symmetric=True"),
+        ({"weights": "int4", "zero_point": "int", "algorithm": "absmax"}, "conflicts with algorithm='absmax'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Scheme(**fields)  # type: ignore[arg-type]

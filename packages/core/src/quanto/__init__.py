@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """quanto: a plugin-based, multi-backend quantization toolkit for PyTorch."""
 
-from . import eval, nn, plugins  # noqa: A004 - quanto.eval measures; it evaluates no code
+from . import algorithms, eval, nn, plugins  # noqa: A004 - quanto.eval measures; it evaluates no code
 from ._version import __version__
+from .algorithms import Pipeline, calibrate_weights
 from .calibration import Calibration
 from .explain import Explanation, explain
 from .kernels import KernelFallbackWarning, KernelSpec, kernels
 from .mapping import quantization_map, requantize
 from .model import arrange, dequantize, freeze, quantize, quantized
+from .planner import Plan, plan
 from .qtypes import (
     QType,
     qfloat8,
@@ -35,12 +37,16 @@ __all__ = [
     "Explanation",
     "KernelFallbackWarning",
     "KernelSpec",
+    "Pipeline",
+    "Plan",
     "QTensor",
     "QType",
     "Rule",
     "Scheme",
     "__version__",
+    "algorithms",
     "arrange",
+    "calibrate_weights",
     "dequantize",
     "eval",
     "explain",
@@ -48,6 +54,7 @@ __all__ = [
     "kernels",
     "load",
     "nn",
+    "plan",
     "plugins",
     "presets",
     "qfloat8",

@@ -43,7 +43,9 @@ class Scheme:
         block: `(rows, columns)` of 2-D blocks.
         symmetric: False gives integers a zero point. Default: symmetric for 8 bits, zero points below
             (round-to-nearest int4 in groups of 128 loses about a third less perplexity with them).
-        algorithm: name of a quantizer. Default: `"absmax"` if symmetric, else `"minmax"`.
+        zero_point: `"int"` for whole zero points, which other libraries' formats and some kernels need, or `"float"`,
+            which are nearer. Default: int where activations are quantized too, else what the algorithm places.
+        algorithm: name of a quantizer (see `docs/algorithms.md`). Default: `"absmax"` if symmetric, else `"minmax"`.
         scale_dtype: `"float32"`, `"bfloat16"`, `"float16"`, `"e8m0"` or `"e4m3"`. Default: the weight's own dtype,
             or what the qtype fixes.
         dynamic: True: activations get a scale per token at run time. False: one static scale from `Calibration`, and an
@@ -62,6 +64,7 @@ class Scheme:
     algorithm: str | None = None
     scale_dtype: str | None = None
     dynamic: bool | None = None
+    zero_point: str | None = None
 
     def __post_init__(self) -> None:
         for field in ("weights", "activations"):
@@ -109,8 +112,14 @@ class Scheme:
             value = getattr(self, field)
             if value is not None and type(value) is not kind:
                 raise ValueError(f"{field} must be a {kind.__name__} or None, got {value!r}")
-        if self.symmetric is False and not q.is_integer:
-            raise ValueError(f"{q.name} has no zero points: symmetric=False needs an integer qtype")
+        if (self.symmetric is False or self.zero_point is not None) and not q.is_integer:
+            field = "symmetric=False" if self.symmetric is False else f"zero_point={self.zero_point!r}"
+            raise ValueError(f"{q.name} has no zero points: {field} needs an integer qtype")
+        if self.zero_point not in (None, "int", "float"):
+            raise ValueError(f"zero_point must be 'int' or 'float', got {self.zero_point!r}")
+        if self.zero_point is not None and (self.symmetric or self.algorithm == "absmax"):
+            field = "symmetric=True" if self.symmetric else "algorithm='absmax'"
+            raise ValueError(f"zero_point={self.zero_point!r} conflicts with {field}")
         if self.scale_dtype is not None:
             if self.scale_dtype not in _SCALES:
                 raise ValueError(f"scale_dtype must be one of {', '.join(_SCALES)}, got {self.scale_dtype!r}")
@@ -134,7 +143,7 @@ class Scheme:
         """`symmetric` with its default applied."""
         if self.symmetric is not None:
             return self.symmetric
-        if self.algorithm == "minmax":
+        if self.algorithm == "minmax" or self.zero_point is not None:
             return False
         return not (self.qtype.is_integer and self.qtype.bits < 8) or self.algorithm == "absmax"
 
@@ -207,6 +216,8 @@ class Scheme:
             parts.append(f"g{self.group_size}")
         if self.activations:
             parts.append(f"x {self.activations} {'static' if self.dynamic is False else 'dynamic'}")
+        if self.zero_point:
+            parts.append(f"{self.zero_point} zero points")
         if self.algorithm:
             parts.append(self.algorithm)
         return " ".join(parts)

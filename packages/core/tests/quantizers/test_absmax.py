@@ -151,7 +151,7 @@ def test_zero_points_are_refused() -> None:
 
 def test_algorithms_by_name() -> None:
     assert get_quantizer("absmax").name == "absmax"
-    with pytest.raises(ValueError, match=r"unknown algorithm 'abs'; known: absmax, minmax"):
+    with pytest.raises(ValueError, match=r"unknown algorithm 'abs'; known: absmax, hqq, minmax, mse"):
         get_quantizer("abs")
     with pytest.raises(ValueError, match="quantizer 'absmax' is registered already"):
         register_quantizer(AbsmaxQuantizer())

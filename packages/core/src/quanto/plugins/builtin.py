@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @hookimpl
 def register_quantizers(register: Callable[[Quantizer], None]) -> None:
-    """Absmax and min/max."""
-    from ..quantizers import AbsmaxQuantizer, MinMaxQuantizer
+    """Absmax, min/max, least squares and half-quadratic."""
+    from ..quantizers import AbsmaxQuantizer, HQQQuantizer, MinMaxQuantizer, MSEQuantizer
 
-    register(AbsmaxQuantizer())
-    register(MinMaxQuantizer())
+    for quantizer in (AbsmaxQuantizer, MinMaxQuantizer, MSEQuantizer, HQQQuantizer):
+        register(quantizer())
 
 
 @hookimpl

@@ -25,12 +25,14 @@ class Target:
         block_size: which elements share a scale (see `quanto.blocks`).
         scale_dtype: of the scales.
         symmetric: whether zero points are absent (always so for floats).
+        zero_dtype: of the zero points: `torch.int8`, or a floating dtype.
     """
 
     qtype: QType
     block_size: tuple[int, ...]
     scale_dtype: torch.dtype
     symmetric: bool = True
+    zero_dtype: torch.dtype = torch.int8
 
 
 class Parameters(NamedTuple):
@@ -46,6 +48,8 @@ class Quantizer(ABC):
 
     #: the name in `Scheme(algorithm=…)`
     name: str
+    #: the zero points it places where the scheme does not say: `"int"` or `"float"`
+    zero_point: str = "int"
 
     @abstractmethod
     def parameters(self, x: Tensor, target: Target) -> Parameters:

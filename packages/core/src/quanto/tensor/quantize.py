@@ -11,11 +11,11 @@ from torch import Tensor
 from .. import packing, reference
 from ..blocks import scale_shape
 from ..qtypes import QType, get_qtype
-from ..quantizers import Target, get_quantizer
+from ..quantizers import Target, get_quantizer, quantizers
 from ..scheme import Scheme
 from .qtensor import QTensor
 
-__all__ = ["quantize_activation", "quantize_parts", "quantize_tensor"]
+__all__ = ["make_target", "quantize_activation", "quantize_parts", "quantize_tensor"]
 
 _Parts = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -78,8 +78,19 @@ def quantize_tensor(
 @torch.no_grad()
 def quantize_parts(x: Tensor, scheme: Scheme, block_size: tuple[int, ...]) -> _Parts:
     """The codes, scale, zero point and global scale of a floating tensor; traces, where a `QTensor` would not."""
-    target = Target(scheme.qtype, block_size, scheme.scales(x.dtype), scheme.is_symmetric)
+    target = make_target(scheme, block_size, x.dtype)
     return _empty(x, target) if x.is_meta or x.numel() == 0 else _quantize(x.detach(), target, scheme.quantizer)
+
+
+def make_target(scheme: Scheme, block_size: tuple[int, ...], dtype: torch.dtype) -> Target:
+    """What a scheme asks of the quantizer of a tensor of `dtype`."""
+    scales = scheme.scales(dtype)
+    zeros = scheme.zero_point
+    if zeros is None:  # kernels of quantized activations want whole ones
+        zeros = "int" if scheme.activations else getattr(quantizers.get(scheme.quantizer), "zero_point", "int")
+    floating = scales if scales.itemsize > 1 else torch.float16
+    zero_dtype = floating if zeros == "float" else torch.int8
+    return Target(scheme.qtype, block_size, scales, scheme.is_symmetric, zero_dtype)
 
 
 def _quantize(x: Tensor, target: Target, algorithm: str) -> _Parts:
@@ -94,7 +105,7 @@ def _empty(x: Tensor, target: Target) -> _Parts:
     q, shape = target.qtype, tuple(x.shape) or (1,)
     codes = x.new_empty((*shape[:-1], packing.packed_size(shape[-1], q.bits)), dtype=q.storage)
     sizes = scale_shape(shape, target.block_size)
-    zero = None if target.symmetric else x.new_zeros(sizes, dtype=torch.int8)
+    zero = None if target.symmetric else x.new_zeros(sizes, dtype=target.zero_dtype)
     shared = x.new_ones((), dtype=torch.float32) if q.two_level else None
     return codes, x.new_ones(sizes, dtype=torch.float32).to(target.scale_dtype), zero, shared
 

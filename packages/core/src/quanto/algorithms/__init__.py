@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Algorithms that need sample data, and the pipeline that runs them block by block."""
+
+from .awq import AWQ
+from .gptq import GPTQ
+from .pipeline import Pipeline, calibrate_weights
+from .rotate import Rotate
+from .smooth import SmoothQuant
+from .step import Block, Step
+
+__all__ = ["AWQ", "GPTQ", "Block", "Pipeline", "Rotate", "SmoothQuant", "Step", "calibrate_weights"]

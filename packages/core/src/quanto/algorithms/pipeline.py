@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Pipeline`: steps that need sample data, block by block through any model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..model import arrange
+from ..nn.base import QModule
+from .progress import Progress
+from .resume import Store
+from .step import Block, Step, as_float, first_tensor
+from .stream import Stream, call, calm, find_chain, record
+
+__all__ = ["Pipeline", "calibrate_weights"]
+
+
+class Pipeline:
+    """Quantizes the weights of a model with sample data; steps compose in the order given.
+
+    ```python
+    quanto.quantize(model, "int4")
+    quanto.Pipeline("rotate", "awq", "gptq").run(model, batches)  # the model is frozen then
+    ```
+
+    Blocks are the children of the `nn.ModuleList` or `nn.Sequential` that holds most of the quantized weights, if each
+    is called with the output of the one before; else the whole model is one block. Only one block's activations are
+    held at a time. Quantized layers outside of the chain come last, as one block. What no step freezes is frozen by the
+    algorithm of its scheme.
+
+    Args:
+        *steps: `Step`s or their names.
+    """
+
+    def __init__(self, *steps: Step | str) -> None:
+        from . import steps as known
+
+        self.steps = [known.make(step) if isinstance(step, str) else step for step in steps]
+        for step in self.steps:
+            if not isinstance(step, Step):
+                raise TypeError(f"steps must be names or Step objects, got {type(step).__name__}")
+
+    def run(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        *,
+        resume: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> nn.Module:
+        """Runs all steps and freezes the model, in place.
+
+        Args:
+            model: after `quanto.quantize`; its weights floating.
+            batches: sample data, each a tensor, a tuple of arguments or a mapping of named ones.
+            resume: a folder for finished blocks: after a kill the same call goes on behind the last of them.
+            progress: whether to show blocks, loss and remaining time; None shows them in a terminal.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: if nothing is quantized, everything is frozen already, there is no data, or the folder is that
+                of another model, data or pipeline.
+        """
+        if not any(isinstance(m, QModule) and m._slots and not m.frozen for m in model.modules()):
+            raise ValueError("nothing to calibrate: call quanto.quantize(model, …) first, and don't freeze it")
+        samples = list(batches)
+        store = None if resume is None else Store(Path(resume), model, samples, self.steps)
+        with calm(model), torch.no_grad():
+            for step in self.steps:
+                step.prepare(model)
+            chain = find_chain(model)
+            with as_float(model):
+                streams = None if chain[0][0] == "" else record(model, chain, samples)
+            if streams is None:
+                chain = []
+            with Progress(len(chain) + 1, progress) as bar:
+                if streams is not None:
+                    self._chain(chain, streams, store, bar)
+                self._rest(model, samples, store, bar)
+        arrange(model)
+        if store is not None:
+            store.finish()
+        return model
+
+    def _chain(
+        self, chain: Sequence[tuple[str, nn.Module]], streams: list[Stream], store: Store | None, bar: Progress
+    ) -> None:
+        keep = any(step.needs_original for step in self.steps)
+        values = streams[0].values
+        originals = list(values)
+        for (name, module), stream in zip(chain, streams, strict=True):
+            inputs, before = Stream(values, stream.others), Stream(originals, stream.others)
+            if keep:
+                with as_float(module):
+                    later = [first_tensor(before.run(module, i)) for i in range(len(before))]
+            block = Block(name, module, inputs, before if keep else inputs)
+            self._apply(block, store)
+            values = [first_tensor(inputs.run(module, i)) for i in range(len(inputs))]
+            originals = later if keep else values
+            bar.advance(block)
+
+    def _rest(self, model: nn.Module, samples: list[Any], store: Store | None, bar: Progress) -> None:
+        """What lies outside of the chain: the whole model as one block, in which only that is still floating."""
+        block = Block("", _Whole(model), Stream([torch.empty(0)] * len(samples), [((s,), {}) for s in samples]), None)  # type: ignore[arg-type]
+        block.originals = block.inputs
+        if any(isinstance(m, QModule) and m._slots and not m.frozen for m in model.modules()):
+            self._apply(block, store)
+        bar.advance(block)
+
+    def _apply(self, block: Block, store: Store | None) -> None:
+        if store is not None and store.load(block):
+            return
+        if any(isinstance(m, QModule) and m._slots and not m.frozen for m in block.module.modules()):
+            for step in self.steps:
+                step.apply(block)
+            for step in reversed(self.steps):
+                step.finish(block)
+        for module in block.module.modules():
+            if isinstance(module, QModule) and not module.frozen:
+                module.freeze()
+        if store is not None:
+            store.save(block)
+
+
+class _Whole(nn.Module):
+    """A model as a block; the first argument, which every block has, is not used."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, unused: Any, batch: Any) -> Any:
+        return call(self.model, batch)
+
+
+def calibrate_weights(
+    model: nn.Module,
+    batches: Iterable[Any],
+    steps: Sequence[Step | str] = ("gptq",),
+    *,
+    resume: str | Path | None = None,
+    progress: bool | None = None,
+) -> nn.Module:
+    """`Pipeline(*steps).run(model, batches, …)`."""
+    return Pipeline(*steps).run(model, batches, resume=resume, progress=progress)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finished blocks on disk, so that a killed pipeline goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..mapping import quantization_map
+from ..nn.base import QModule
+from ..tensor.qtensor import is_small_float
+from .step import Block, Step
+
+__all__ = ["Store"]
+
+
+class Store:
+    """A folder with one file per finished block, and the fingerprint of what they belong to.
+
+    Args:
+        folder: made if it doesn't exist.
+        model: before any step.
+        samples: the batches.
+        steps: of the pipeline.
+
+    Raises:
+        ValueError: if the folder belongs to another model, data or pipeline.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, samples: Sequence[Any], steps: Sequence[Step]) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = _fingerprint(model, samples, steps)
+        path = folder / "pipeline.json"
+        if path.exists():
+            try:
+                its = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"resume: {path} is damaged ({error}); delete the folder to start anew") from None
+            for part, value in mine.items():
+                if its.get(part) != value:
+                    raise ValueError(f"resume: {folder} belongs to another {part}; delete it or name another folder")
+        else:
+            _write(path, json.dumps(mine, indent=2).encode())
+
+    def _path(self, block: Block) -> Path:
+        return self.folder / f"{block.name or 'rest'}.pt"
+
+    def save(self, block: Block) -> None:
+        """Writes a finished block, atomically."""
+        state = {}
+        for name, tensor in block.module.state_dict().items():
+            small = is_small_float(tensor.dtype)  # torch 2.13 writes these but cannot read them back
+            state[name] = (tensor.view(torch.uint8) if small else tensor, str(tensor.dtype).removeprefix("torch."))
+        scheme = {n: m.scheme.to_dict() for n, m in block.module.named_modules() if isinstance(m, QModule) and m._slots}
+        temporary = self._path(block).with_suffix(".tmp")
+        torch.save({"state": state, "schemes": scheme, "losses": block.losses}, temporary)
+        os.replace(temporary, self._path(block))
+
+    def load(self, block: Block) -> bool:
+        """Gives a block its finished state, if it is there."""
+        from ..scheme import Scheme
+
+        path = self._path(block)
+        if not path.exists():
+            return False
+        try:
+            data = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:
+            raise ValueError(f"resume: {path} is damaged ({error}); delete it to do this block again") from None
+        for name, fields in data["schemes"].items():
+            module = block.module.get_submodule(name)
+            assert isinstance(module, QModule)
+            for slot in module._slots.values():
+                slot.scheme = Scheme.from_dict(fields)
+        where = next((t.device for t in block.module.state_dict().values()), torch.device("cpu"))
+        state = {}
+        for name, (tensor, dtype) in data["state"].items():
+            whole: Tensor = tensor.view(getattr(torch, dtype)) if is_small_float(getattr(torch, dtype)) else tensor
+            state[name] = whole.to(where)
+        block.module.load_state_dict(state, assign=True)
+        block.losses.update(data["losses"])
+        return True
+
+    def finish(self) -> None:
+        """Removes the files of a pipeline that is done."""
+        for path in [*self.folder.glob("*.pt"), *self.folder.glob("*.tmp"), self.folder / "pipeline.json"]:
+            path.unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _fingerprint(model: nn.Module, samples: Sequence[Any], steps: Sequence[Step]) -> dict[str, str]:
+    weights = hashlib.sha256(json.dumps(quantization_map(model), sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        weights.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum())!r}".encode())
+    data = hashlib.sha256()
+    for batch in samples:
+        for tensor in _tensors(batch):
+            values = tensor.detach().double().flatten()
+            places = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device)
+            data.update(f"{tuple(tensor.shape)} {tensor.dtype} {float((values * places).sum())!r}".encode())
+    options = [(type(step).__name__, sorted((k, repr(v)) for k, v in vars(step).items())) for step in steps]
+    return {"model": weights.hexdigest(), "data": data.hexdigest(), "pipeline": json.dumps(options)}
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
+    return [t for value in values for t in _tensors(value)]

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a layer's inputs look like: streamed second moments, shared by layers that read the same tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .step import Block, as_float
+from .stream import Stream
+
+__all__ = ["Moments", "input_groups", "moments", "watch_inputs"]
+
+
+def watch_inputs(layers: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> list[Any]:
+    """Calls `see(name, x)` with every input, `[tokens, in]`; returns the hooks to remove."""
+
+    def hook(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, args: see(name, args[0].detach().reshape(-1, args[0].shape[-1]))
+
+    return [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+
+
+@torch.no_grad()
+def input_groups(block: Block) -> list[list[str]]:
+    """The names of layers still floating, those that read the same tensor together, in the order they are called."""
+    order: dict[tuple[int, int], list[str]] = {}
+    alive: list[Tensor] = []  # addresses mean something only while the tensors live
+
+    def see(name: str, x: Tensor) -> None:
+        alive.append(x)
+        order.setdefault((x.data_ptr(), x.numel()), []).append(name)
+
+    layers = block.layers()
+    handles = watch_inputs(dict(layers), see)
+    try:
+        with as_float(block.module):
+            block.inputs.run(block.module, 0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen: set[str] = set()
+    groups = []
+    for names in order.values():
+        fresh = [n for n in dict.fromkeys(names) if n not in seen]
+        seen.update(fresh)
+        if fresh:
+            groups.append(fresh)
+    return groups + [[name] for name in layers if name not in seen]
+
+
+class Moments:
+    """Streamed sums over tokens.
+
+    Attributes:
+        hessian: `[in, in]` float32, the mean of `x x^T` over the inputs behind quantized predecessors.
+        cross: the same of `x_float x^T`, with the inputs that the float model has; None if not asked for.
+        tokens: how many were seen.
+    """
+
+    def __init__(self) -> None:
+        self.hessian: Tensor | None = None
+        self.cross: Tensor | None = None
+        self.tokens = 0
+
+    def add(self, x: Tensor, original: Tensor | None = None) -> None:
+        """Takes inputs `[tokens, in]` and, of the float model, as many."""
+        x = x.float()
+        new = x.T @ x
+        self.hessian = new if self.hessian is None else self.hessian.add_(new)
+        self.tokens += x.shape[0]
+        if original is not None:
+            crossed = original.float().T @ x
+            self.cross = crossed if self.cross is None else self.cross.add_(crossed)
+
+    def finish(self) -> Moments:
+        """Turns sums into means."""
+        for tensor in (self.hessian, self.cross):
+            if tensor is not None:
+                tensor.div_(max(self.tokens, 1))
+        return self
+
+
+@torch.no_grad()
+def moments(block: Block, name: str, layer: nn.Module, crossed: bool = False) -> Moments:
+    """The moments of one layer's inputs over all batches.
+
+    Args:
+        block: with the layer in it.
+        name: of the layer in the block.
+        layer: the layer.
+        crossed: whether to run the float block on the float inputs beside it.
+    """
+    out = Moments()
+    for index in range(len(block.inputs)):
+        x = _inputs(block.module, layer, block.inputs, index)
+        if x is None:
+            continue
+        original = None
+        if crossed:
+            original = _inputs(block.original, block.original.get_submodule(name), block.originals, index)
+            if original is None or original.shape != x.shape:  # experts that other tokens were sent to
+                original = x
+        out.add(x, original)
+    return out.finish()
+
+
+def _inputs(module: nn.Module, layer: nn.Module, stream: Stream, index: int) -> Tensor | None:
+    """What a layer is given on one batch, `[tokens, in]`; the block's forward pass ends there."""
+    found: list[Tensor] = []
+
+    def see(name: str, x: Tensor) -> None:
+        found.append(x)
+        raise _Enough
+
+    handles = watch_inputs({"": layer}, see)
+    try:
+        with as_float(module):
+            stream.run(module, index)
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+class _Enough(Exception):
+    """Ends a forward pass early."""

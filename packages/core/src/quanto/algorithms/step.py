@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Step`: one algorithm of a pipeline, and `Block`: what it is given."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.base import QModule
+from ..nn.frozen import guard_orphan
+from ..quantizers import Parameters
+from .stream import Stream
+
+__all__ = ["Block", "Step"]
+
+
+@dataclass
+class Block:
+    """A part of a model, between what comes in and what goes out.
+
+    Attributes:
+        name: of the module in the model.
+        module: with quantized modules in it, trainable until a step or the pipeline freezes them.
+        inputs: what comes in, behind predecessors that are quantized already.
+        originals: what came in when everything was floating; as many batches as `inputs`.
+        skipped: sentences on what a step left alone.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: Stream
+    originals: Stream
+    skipped: list[str] = field(default_factory=list)
+    #: layer names to losses: the part of a layer's output, in squares, that quantizing lost
+    losses: dict[str, float] = field(default_factory=dict)
+    _float: nn.Module | None = None
+
+    def layers(self) -> dict[str, QModule]:
+        """The linear layers that are still floating, by name, in the order of `named_modules`."""
+        return {
+            name: module
+            for name, module in self.module.named_modules()
+            if isinstance(module, QModule) and module.operator == "linear" and not module.frozen and module._slots
+        }
+
+    @property
+    def original(self) -> nn.Module:
+        """The copy that `keep_original` made."""
+        if self._float is None:
+            raise RuntimeError("the block has no float copy: call keep_original() first")
+        return self._float
+
+    def keep_original(self) -> None:
+        """Copies the block as it is now, floating."""
+        self._float = copy.deepcopy(self.module)
+
+    @contextmanager
+    def floating(self) -> Iterator[None]:
+        """Quantized modules that are not frozen compute with their float weights meanwhile."""
+        with as_float(self.module):
+            yield
+
+
+class Step:
+    """An algorithm; subclasses override what they need."""
+
+    #: name in `Pipeline("name", …)`
+    name: str = ""
+    #: whether `Block.originals` is used: the pipeline then runs the float model beside the quantized one
+    needs_original: bool = False
+
+    def prepare(self, model: nn.Module) -> None:
+        """Changes the whole float model, once, before any data is seen."""
+
+    def apply(self, block: Block) -> None:
+        """Changes a block, or freezes layers of it."""
+
+    def finish(self, block: Block) -> None:
+        """Freezes layers that are still floating after all steps; the last step comes first."""
+
+
+@contextmanager
+def as_float(module: nn.Module) -> Iterator[None]:
+    """Quantized modules that are not frozen take the forward pass of their float class meanwhile."""
+    changed = []
+    for each in module.modules():
+        if isinstance(each, QModule) and not each.frozen:
+            changed.append((each, each.__dict__.get("forward")))
+            each.__dict__["forward"] = _bound(each)
+    try:
+        yield
+    finally:
+        for each, before in changed:
+            if before is None:
+                each.__dict__.pop("forward", None)
+            else:
+                each.__dict__["forward"] = before
+
+
+def _bound(module: QModule) -> Callable[..., Any]:
+    function = module._float_class.forward
+    return lambda *args, **kwargs: function(module, *args, **kwargs)
+
+
+def adopt(layer: QModule, codes: Tensor, parameters: Parameters) -> None:
+    """Freezes a layer with codes and parameters that a step chose."""
+    weight = layer._parameters["weight"]
+    layer._adopt("weight", [codes, *parameters])
+    if weight is not None:
+        guard_orphan(weight)
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The output of a block: a tensor, or the first of a tuple."""
+    value = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"a block must return a tensor or a tuple that starts with one, got {type(output).__name__}")
+    return value

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batches between two blocks, and the chain of blocks that they run through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.base import QModule
+
+__all__ = ["Stream", "call", "find_chain", "record"]
+
+
+@dataclass
+class Stream:
+    """One entry per batch of sample data.
+
+    Attributes:
+        values: the first argument of the next block, `[batch, …]`, floating.
+        others: its further arguments, positional and by name.
+    """
+
+    values: list[Tensor]
+    others: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def run(self, module: nn.Module, index: int) -> Any:
+        """Calls a block on one batch."""
+        args, kwargs = self.others[index]
+        return module(self.values[index], *args, **kwargs)
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Calls a model on a batch: a tensor, a tuple of arguments, or a mapping of named ones."""
+    where = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if isinstance(batch, Tensor):
+        return model(batch.to(where))
+    if isinstance(batch, Mapping):
+        return model(**{k: v.to(where) if isinstance(v, Tensor) else v for k, v in batch.items()})
+    if isinstance(batch, (tuple, list)):
+        return model(*(v.to(where) if isinstance(v, Tensor) else v for v in batch))
+    raise TypeError(f"a batch must be a tensor, a tuple or a mapping, got {type(batch).__name__}")
+
+
+def find_chain(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The blocks of a model: the children of the list (or sequence) that holds most of its quantized weights.
+
+    Returns:
+        Names and modules in order; the whole model, named `""`, where there is no such list.
+    """
+    best: tuple[int, list[tuple[str, nn.Module]]] = (0, [("", model)])
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < 2:
+            continue
+        size = _size(module)
+        if size > best[0]:  # of nested lists the outermost
+            prefix = f"{name}." if name else ""
+            best = size, [(f"{prefix}{i}", child) for i, child in enumerate(module)]
+    return best[1]
+
+
+def _size(module: nn.Module) -> int:
+    found = (m for m in module.modules() if isinstance(m, QModule))
+    return sum(torch.Size(slot.shape).numel() for m in found for slot in m._slots.values())
+
+
+class _Stop(Exception):
+    """Ends a forward pass when the last block has been called."""
+
+
+@dataclass
+class _Recorder:
+    """Notes what each block is called with."""
+
+    calls: list[tuple[int, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    outputs: list[Any] = field(default_factory=list)
+
+
+@torch.no_grad()
+def record(model: nn.Module, chain: Sequence[tuple[str, nn.Module]], batches: Iterable[Any]) -> list[Stream] | None:
+    """Runs the model on all batches and notes the arguments of every block.
+
+    Returns:
+        A stream per block; all but the first have no values, which only running the blocks will give. None where the
+        blocks are not a chain: where one is not called exactly once, in order, with the output of the one before.
+    """
+    streams = [Stream([], []) for _ in chain]
+    for batch in batches:
+        recorder = _Recorder()
+        handles = []
+        for index, (_, block) in enumerate(chain):
+            handles += _watch(block, index, recorder, last=index == len(chain) - 1)
+        try:
+            call(model, batch)
+        except _Stop:
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not _chained(recorder, len(chain)):
+            return None
+        for index, args, kwargs in recorder.calls:
+            if not index:
+                streams[0].values.append(args[0].detach())
+            streams[index].others.append((args[1:], kwargs))
+    if not streams[0].values:
+        raise ValueError("batches is empty: give some sample data")
+    return streams
+
+
+def _watch(block: nn.Module, index: int, recorder: _Recorder, last: bool) -> list[Any]:
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not args and "hidden_states" in kwargs:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("hidden_states"),)
+        recorder.calls.append((index, args, dict(kwargs)))
+        if last:
+            raise _Stop
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        recorder.outputs.append(output)
+
+    return [block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after)]
+
+
+def _chained(recorder: _Recorder, count: int) -> bool:
+    if [index for index, _, _ in recorder.calls] != list(range(count)):
+        return False
+    for (_, args, _), previous in zip(recorder.calls, [None, *recorder.outputs], strict=False):
+        if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
+            return False
+        given = previous[0] if isinstance(previous, (tuple, list)) else previous
+        if previous is not None and given is not args[0]:
+            return False
+    return True
+
+
+@contextmanager
+def calm(model: nn.Module) -> Any:
+    """Evaluation mode, without a cache of keys and values, which replaying a block would fill twice."""
+    flags = [(module, module.training) for module in model.modules()]
+    config = getattr(model, "config", None)
+    cache = getattr(config, "use_cache", None)
+    model.eval()
+    if cache:
+        config.use_cache = False  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        if cache:
+            config.use_cache = cache  # type: ignore[union-attr]

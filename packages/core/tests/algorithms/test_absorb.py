@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Absorbers are found by trying, and leave what the block computes as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import quanto
+from quanto.algorithms import Block
+from quanto.algorithms.absorb import find_absorber, scale_inputs
+from quanto.algorithms.step import as_float
+from quanto.algorithms.stream import Stream
+
+
+def _block(module: nn.Module, values: list[torch.Tensor]) -> Block:
+    stream = Stream(values, [((), {})] * len(values))
+    return Block("0", quanto.quantize(module, "int4"), stream, stream)
+
+
+def test_norms_and_layers_of_a_gated_block(tiny: Any) -> None:
+    block = _block(tiny().blocks[0], [torch.randn(2, 8, 64)])
+    with as_float(block.module):
+        before = block.inputs.run(block.module, 0)[0]
+    for group, name in ((["gate", "up"], "norm"), (["down"], "up")):  # the gate's output is not linear in its rows
+        absorber = find_absorber(block, group)
+        assert absorber is not None
+        assert absorber.name == name
+        width = block.layers()[group[0]].weight.shape[1]
+        scale_inputs(absorber, [block.layers()[n] for n in group], torch.rand(width) + 0.5)
+    with as_float(block.module):
+        after = block.inputs.run(block.module, 0)[0]
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(after, before)
+
+
+class _Routed(nn.Module):
+    """Something else reads the norm's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(32)
+        self.layer = nn.Linear(32, 32)
+        self.router = nn.Parameter(torch.randn(32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        out: torch.Tensor = self.layer(y) * torch.sigmoid(y @ self.router)[..., None]
+        return out
+
+
+def test_another_reader_excludes_the_norm() -> None:
+    block = _block(_Routed(), [torch.randn(2, 8, 32)])
+    weights = {k: v.clone() for k, v in block.module.state_dict().items()}
+    assert find_absorber(block, ["layer"]) is None
+    assert all(torch.equal(v, weights[k]) for k, v in block.module.state_dict().items())
+
+
+class _Grouped(nn.Module):
+    """Two heads of values, each read by two heads of queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v = nn.Linear(64, 64)
+        self.o = nn.Linear(128, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        values = self.v(x).unflatten(-1, (2, 32)).repeat_interleave(2, -2).flatten(-2)
+        out: torch.Tensor = self.o(values)
+        return out
+
+
+def test_values_of_grouped_queries() -> None:
+    block = _block(_Grouped(), [torch.randn(2, 8, 64)])
+    absorber = find_absorber(block, ["o"])
+    assert absorber is not None
+    assert (absorber.name, absorber.repeat, absorber.head) == ("v", 2, 32)
+    scale = torch.rand(64) + 0.5
+    torch.testing.assert_close(absorber.reduce(absorber.expand(scale)), scale)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline: block by block through chains and through anything else, and what it leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import quanto
+from quanto.algorithms import Block, Pipeline, Step, calibrate_weights
+
+
+class _Notes(Step):
+    """Writes down what it sees."""
+
+    needs_original = True
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.layers: list[list[str]] = []
+        self.inputs: list[torch.Tensor] = []
+
+    def apply(self, block: Block) -> None:
+        self.names.append(block.name)
+        self.layers.append(list(block.layers()))
+        self.inputs.append(block.inputs.values[0])
+
+
+def test_goes_through_a_chain_and_ends_with_the_rest(tiny: Any, batches: list[torch.Tensor]) -> None:
+    notes, model = _Notes(), tiny()
+    quanto.quantize(model, "int8")
+    Pipeline(notes).run(model, batches)
+    assert notes.names == ["blocks.0", "blocks.1", "blocks.2", ""]
+    assert notes.layers[:3] == [["gate", "up", "down"]] * 3
+    assert notes.layers[3] == ["model.head"]
+    assert all(m.frozen for m in model.modules() if isinstance(m, quanto.nn.QModule))
+    # What a block is given went through the quantized blocks before it.
+    with torch.no_grad():
+        x = model.embed(batches[0])
+        for block, given in zip(model.blocks, notes.inputs, strict=False):
+            torch.testing.assert_close(given, x, rtol=1e-5, atol=1e-5)
+            (x,) = block(x, factor=0.5)
+
+
+def test_without_steps_it_is_freeze(tiny: Any, batches: list[torch.Tensor]) -> None:
+    one, other = (quanto.quantize(tiny(), "int4", group_size=32) for _ in range(2))
+    quanto.freeze(one)
+    assert Pipeline().run(other, batches) is other
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
+def test_sequences_of_layers() -> None:
+    notes = _Notes()
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+    calibrate_weights(quanto.quantize(model, "int8"), [torch.randn(4, 16)], [notes])
+    assert notes.names == ["0", "2"]
+
+
+class _Crossed(nn.Module):
+    """Its layers lie in a list and are called in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+
+    def forward(self, *, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layers[0](self.layers[1](x))
+        return y
+
+
+def test_what_is_no_chain_is_one_block() -> None:
+    notes = _Notes()
+    model = quanto.quantize(_Crossed(), "int8")
+    Pipeline(notes, "gptq").run(model, [{"x": torch.randn(4, 16)}])
+    assert notes.names == [""]
+    assert model.layers[0].frozen
+    assert model(x=torch.randn(2, 16)).isfinite().all()
+
+
+def test_batches_of_every_form(tiny: Any, batches: list[torch.Tensor]) -> None:
+    states = []
+    for form in (lambda b: b, lambda b: (b,), lambda b: {"tokens": b}):
+        model = quanto.quantize(tiny(), "int4", group_size=32)
+        calibrate_weights(model, (form(b) for b in batches))
+        states.append(model.state_dict())
+    for state in states[1:]:
+        assert all(torch.equal(state[k], v) for k, v in states[0].items())
+
+
+def test_experts_that_see_nothing(tiny: Any) -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.experts[0](x)
+
+    model = quanto.quantize(nn.Sequential(Experts(), Experts()), "int4")
+    Pipeline("gptq").run(model, [torch.randn(8, 16)])
+    assert all(e.frozen for block in model for e in block.experts)
+
+
+def test_trains_on_in_the_mode_it_was(tiny: Any, batches: list[torch.Tensor]) -> None:
+    model = quanto.quantize(tiny(), "int8").train()
+    model.blocks[1].eval()
+    calibrate_weights(model, batches)
+    assert model.training
+    assert not model.blocks[1].training
+
+
+def test_refuses_what_it_cannot_do(tiny: Any, batches: list[torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"nothing to calibrate: call quanto.quantize"):
+        Pipeline().run(tiny(), batches)
+    with pytest.raises(ValueError, match="nothing to calibrate"):
+        Pipeline().run(quanto.freeze(quanto.quantize(tiny(), "int8")), batches)
+    with pytest.raises(ValueError, match="batches is empty"):
+        Pipeline().run(quanto.quantize(tiny(), "int8"), [])
+    with pytest.raises(ValueError, match=r"unknown step 'gtpq'; known: .*gptq"):
+        Pipeline("gtpq")
+    with pytest.raises(TypeError, match="steps must be names or Step objects, got int"):
+        Pipeline(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a batch must be a tensor, a tuple or a mapping, got str"):
+        Pipeline().run(quanto.quantize(tiny(), "int8"), ["text"])

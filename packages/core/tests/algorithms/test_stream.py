@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains of blocks: found where most quantized weights lie, recorded as they are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import quanto
+from quanto.algorithms.stream import find_chain, record
+
+
+def test_finds_the_list_with_most_weights(tiny: Any) -> None:
+    model = quanto.quantize(tiny(), "int8")
+    assert [name for name, _ in find_chain(model)] == ["blocks.0", "blocks.1", "blocks.2"]
+    lone = quanto.quantize(nn.Linear(8, 8), "int8")
+    assert find_chain(lone) == [("", lone)]
+
+
+def test_records_arguments_of_every_block(tiny: Any, batches: list[torch.Tensor]) -> None:
+    model = quanto.quantize(tiny(), "int8")
+    streams = record(model, find_chain(model), batches)
+    assert streams is not None
+    assert torch.equal(streams[0].values[3], model.embed(batches[3]))
+    assert [len(s.others) for s in streams] == [8, 8, 8]
+    assert streams[2].others[0] == ((), {"factor": 0.5})
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.blocks)
+
+
+def test_a_block_called_twice_is_no_chain() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.blocks[1](self.blocks[0](self.blocks[0](x)))
+            return y
+
+    model = quanto.quantize(Twice(), "int8")
+    assert record(model, find_chain(model), [torch.randn(2, 8)]) is None

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Half-quadratic quantization: nearer than min/max for most weights, for every qtype, in about its time."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+import quanto
+from quanto.quantizers.hqq import _outliers
+
+
+@pytest.mark.parametrize("qtype", [name for name, q in sorted(quanto.qtypes.items()) if q.is_integer])
+@pytest.mark.parametrize("zero_point", [None, "int", "float"])
+def test_nearer_than_min_and_max(qtype: str, zero_point: str | None) -> None:
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    symmetric = True if zero_point is None else None
+    plain = quanto.Scheme(qtype, group_size=64, algorithm="absmax" if symmetric else "minmax")
+    found = quanto.Scheme(qtype, group_size=64, algorithm="hqq", symmetric=symmetric, zero_point=zero_point)
+    least, error = ((quanto.quantize_tensor(x, scheme).dequantize() - x).abs().mean() for scheme in (plain, found))
+    assert error < least * (0.97 if quanto.qtypes[qtype].bits < 8 else 1.02)
+
+
+@pytest.mark.parametrize("qtype", sorted(quanto.qtypes))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_qtype(qtype: str, dtype: torch.dtype) -> None:
+    x = torch.randn(16, 96, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[3] = 0
+    q = quanto.quantize_tensor(x, qtype, algorithm="hqq")
+    least = quanto.quantize_tensor(x, qtype)
+    assert q.dequantize().isfinite().all()
+    assert torch.equal(q.dequantize()[3], x[3])
+    assert (q.dequantize() - x).abs().mean() < 1.25 * (least.dequantize() - x).abs().mean() + 1e-3
+
+
+def test_only_large_residuals_are_outliers() -> None:
+    found = _outliers(torch.tensor([-2.0, -0.1, 0.0, 0.1, 2.0]))
+    assert found.tolist()[1:4] == [0.0, 0.0, 0.0]
+    assert found[4] == -found[0]
+    assert 1.7 < found[4] < 2
+
+
+@pytest.mark.timing
+def test_takes_about_the_time_of_minmax() -> None:
+    x = torch.randn(2048, 2048)
+    times = {}
+    for algorithm in ("minmax", "hqq"):
+        seconds = []
+        for _ in range(5):
+            start = time.perf_counter()
+            quanto.quantize_tensor(x, "int4", algorithm=algorithm)
+            seconds.append(time.perf_counter() - start)
+        times[algorithm] = min(seconds)
+    assert times["hqq"] < 4.5 * times["minmax"]
