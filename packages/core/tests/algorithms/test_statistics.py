@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+from torch import nn
 
 import quanto
 from quanto.algorithms import Block
 from quanto.algorithms.statistics import Moments, input_groups, moments
+from quanto.algorithms.step import as_float
 from quanto.algorithms.stream import Stream
 
 
@@ -29,12 +32,41 @@ def test_moments_are_means_over_tokens(tiny: Any, batches: list[torch.Tensor]) -
     block = _block(tiny, batches)
     with torch.no_grad():
         x = torch.cat([block.module.norm(v).reshape(-1, 64) for v in block.inputs.values])
-    found = moments(block, "up", block.layers()["up"], crossed=True)
+    found = moments(block, "up", crossed=True)
     assert found.tokens == 8 * 4 * 32
     assert found.hessian is not None
     assert found.cross is not None
     torch.testing.assert_close(found.hessian, x.T @ x / len(x), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.cross, found.hessian, rtol=1e-4, atol=1e-4)
+
+
+class _Mixture(nn.Module):
+    """Two experts, of which the second sees every fourth token and the third none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x.clone()
+        first = torch.arange(len(x)) % 4 > 0
+        y[first], y[~first] = self.experts[0](x[first]), self.experts[1](x[~first])
+        return y
+
+
+@pytest.mark.parametrize("expert", [0, 1, 2])
+def test_every_expert_sees_every_token(expert: int) -> None:
+    module = quanto.quantize(_Mixture(), "int4")
+    stream = Stream([torch.randn(40, 16)], [((), {})])
+    block = Block("0", module, stream, stream)
+    x = stream.values[0]
+    found = moments(block, f"experts.{expert}.0")
+    assert found.tokens == 40
+    torch.testing.assert_close(found.hessian, x.T @ x / 40, rtol=1e-4, atol=1e-4)
+    with torch.no_grad(), as_float(module):
+        hidden = torch.relu(module.experts[expert][0](x))
+    inner = moments(block, f"experts.{expert}.2").hessian
+    torch.testing.assert_close(inner, hidden.T @ hidden / 40, rtol=1e-4, atol=1e-4)
 
 
 def test_streaming_adds_up() -> None:

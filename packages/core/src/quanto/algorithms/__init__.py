@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Algorithms that need sample data, and the pipeline that runs them block by block."""
 
+from .autoround import AutoRound
 from .awq import AWQ
 from .gptq import GPTQ
 from .pipeline import Pipeline, calibrate_weights
@@ -8,4 +9,4 @@ from .rotate import Rotate
 from .smooth import SmoothQuant
 from .step import Block, Step
 
-__all__ = ["AWQ", "GPTQ", "Block", "Pipeline", "Rotate", "SmoothQuant", "Step", "calibrate_weights"]
+__all__ = ["AWQ", "GPTQ", "AutoRound", "Block", "Pipeline", "Rotate", "SmoothQuant", "Step", "calibrate_weights"]

@@ -46,7 +46,7 @@ class AWQ(Step):
             if absorber is None:
                 block.skipped.append(f"{', '.join(group)}: nothing before can take the inverse of the scales")
                 continue
-            found = moments(block, group[0], layers[group[0]])
+            found = moments(block, group[0])
             if found.hessian is None:
                 continue
             members = [layers[name] for name in group]
@@ -65,7 +65,7 @@ class AWQ(Step):
         """Freezes what is still floating, with parameters weighted by the inputs' mean squares."""
         layers = block.layers()
         for group in input_groups(block):
-            found = moments(block, group[0], layers[group[0]])
+            found = moments(block, group[0])
             for name in group:
                 block.losses[name] = freeze_weighted(layers[name], found)
 

@@ -17,7 +17,7 @@ from ..tensor.quantize import make_target
 from .statistics import Moments, input_groups, moments
 from .step import Block, Step, adopt
 
-__all__ = ["GPTQ", "round_columns"]
+__all__ = ["GPTQ", "round_columns", "spread_parameters"]
 
 _COLUMNS = 128  # of a lazy batch
 
@@ -58,14 +58,14 @@ class GPTQ(Step):
         groups = input_groups(block)
         if self.correct:
             block.keep_original()  # as it is now: steps before may have scaled its channels
-        ahead = {} if self.sequential else {g[0]: self._moments(block, g[0], layers[g[0]]) for g in groups}
+        ahead = {} if self.sequential else {g[0]: self._moments(block, g[0]) for g in groups}
         for group in groups:
-            found = ahead.pop(group[0], None) or self._moments(block, group[0], layers[group[0]])
+            found = ahead.pop(group[0], None) or self._moments(block, group[0])
             for name in group:
                 block.losses[name] = self._quantize(layers[name], found)
 
-    def _moments(self, block: Block, name: str, layer: QModule) -> Moments:
-        return moments(block, name, layer, crossed=self.correct > 0)
+    def _moments(self, block: Block, name: str) -> Moments:
+        return moments(block, name, crossed=self.correct > 0)
 
     def _quantize(self, layer: QModule, found: Moments) -> float:
         slot = layer._slots["weight"]
@@ -109,7 +109,7 @@ def round_columns(
         parameters: its scales and zero points.
         act_order: whether columns with a large diagonal of the Hessian come first.
     """
-    scale, zero = _spread(parameters, target, weight)
+    scale, zero = spread_parameters(parameters, target, weight)
     order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else None
     if order is not None:
         weight, hessian, scale = weight[:, order], hessian[order][:, order], scale[:, order]
@@ -135,7 +135,7 @@ def round_columns(
     return elements if order is None else elements[:, order.argsort()]
 
 
-def _spread(p: Parameters, target: Target, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+def spread_parameters(p: Parameters, target: Target, weight: Tensor) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point of every element, float32."""
     scale = p.scale.float() if p.global_scale is None else p.scale.float() * p.global_scale.float()
     return _each(scale, target, weight), None if p.zero_point is None else _each(p.zero_point.float(), target, weight)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -85,31 +86,58 @@ class Moments:
 
 
 @torch.no_grad()
-def moments(block: Block, name: str, layer: nn.Module, crossed: bool = False) -> Moments:
+def moments(block: Block, name: str, crossed: bool = False) -> Moments:
     """The moments of one layer's inputs over all batches.
 
     Args:
         block: with the layer in it.
         name: of the layer in the block.
-        layer: the layer.
         crossed: whether to run the float block on the float inputs beside it.
     """
     out = Moments()
+    crossed = crossed and _EXPERT.match(name) is None  # routed otherwise, the tokens of the two don't pair up
     for index in range(len(block.inputs)):
-        x = _inputs(block.module, layer, block.inputs, index)
+        x = _inputs(block.module, name, block.inputs, index)
         if x is None:
             continue
         original = None
         if crossed:
-            original = _inputs(block.original, block.original.get_submodule(name), block.originals, index)
-            if original is None or original.shape != x.shape:  # experts that other tokens were sent to
+            original = _inputs(block.original, name, block.originals, index)
+            if original is None or original.shape != x.shape:  # something chose other tokens
                 original = x
         out.add(x, original)
     return out.finish()
 
 
-def _inputs(module: nn.Module, layer: nn.Module, stream: Stream, index: int) -> Tensor | None:
-    """What a layer is given on one batch, `[tokens, in]`; the block's forward pass ends there."""
+def _inputs(module: nn.Module, name: str, stream: Stream, index: int) -> Tensor | None:
+    """What a layer is given on one batch, `[tokens, in]`; the block's forward pass ends there.
+
+    A layer of an expert is given what any of its siblings was: each expert is calibrated on all tokens, routed or not.
+    """
+    layer = module.get_submodule(name)
+    experts = _EXPERT.match(name)
+    if experts is None:
+        return _catch(layer, lambda: stream.run(module, index), module)
+    siblings = dict(module.get_submodule(experts["list"]).named_children())
+    routed: list[Tensor] = []
+    handles = watch_inputs(siblings, lambda _, x: routed.append(x))
+    try:
+        with as_float(module):
+            stream.run(module, index)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not routed:
+        return None
+    expert = siblings[experts["index"]]
+    return _catch(layer, lambda: expert(torch.cat(routed)), module)
+
+
+#: the name of a layer in an expert of a list of experts
+_EXPERT = re.compile(r"(?P<list>(?:.*\.)?experts)\.(?P<index>\d+)(?:\.|$)")
+
+
+def _catch(layer: nn.Module, run: Callable[[], Any], module: nn.Module) -> Tensor | None:
     found: list[Tensor] = []
 
     def see(name: str, x: Tensor) -> None:
@@ -119,7 +147,7 @@ def _inputs(module: nn.Module, layer: nn.Module, stream: Stream, index: int) -> 
     handles = watch_inputs({"": layer}, see)
     try:
         with as_float(module):
-            stream.run(module, index)
+            run()
     except _Enough:
         pass
     finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from .autoround import AutoRound
 from .awq import AWQ
 from .gptq import GPTQ
 from .rotate import Rotate
@@ -12,7 +13,7 @@ from .step import Step
 __all__ = ["make", "steps"]
 
 #: the steps that a name stands for, with their defaults.
-steps: dict[str, type[Step]] = {step.name: step for step in (Rotate, SmoothQuant, AWQ, GPTQ)}
+steps: dict[str, type[Step]] = {step.name: step for step in (Rotate, SmoothQuant, AWQ, GPTQ, AutoRound)}
 
 
 def make(name: str) -> Step:

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounding learned by signed gradients, a block at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import packing, reference
+from ..nn.base import QModule
+from ..quantizers import Parameters, Target, fit
+from ..quantizers.grid import round_scale, round_zero
+from ..tensor.quantize import make_target
+from .gptq import spread_parameters
+from .step import Block, Step, adopt, as_float, first_tensor
+
+__all__ = ["AutoRound"]
+
+
+class AutoRound(Step):
+    """Signed-gradient rounding (SignRound, Cheng et al., 2023, arXiv:2309.05516).
+
+    For every weight it learns up to half a step that is added before rounding, and for every block of weights a factor
+    of the scale, so that the block's output comes near to what the float model's is. Parameters move by the sign of
+    their gradient times a rate that falls to zero; the best of all steps is kept. Starts from least squares.
+
+    Args:
+        steps: of gradient descent per block.
+        rate: of the first step; default `1 / steps`.
+        samples: batches per step, chosen at random.
+        seed: of the choice.
+    """
+
+    name = "autoround"
+    needs_original = True
+
+    def __init__(self, steps: int = 100, rate: float | None = None, samples: int = 1, seed: int = 0) -> None:
+        if steps < 1 or samples < 1:
+            raise ValueError(f"steps and samples must be at least 1, got {steps} and {samples}")
+        self.steps, self.rate, self.samples, self.seed = steps, rate or 1 / steps, samples, seed
+
+    def apply(self, block: Block) -> None:
+        """Learns and freezes every linear layer of the block that has an integer qtype."""
+        layers = {}
+        for name, layer in block.layers().items():
+            if layer.scheme.qtype.is_integer:
+                layers[name] = _Rounding(layer)
+            else:
+                block.skipped.append(f"{name}: rounding is learned for integers, not for {layer.scheme.weights}")
+        if not layers:
+            return
+        block.keep_original()
+        wanted = [self._output(block.original, block, i, original=True) for i in range(len(block.inputs))]
+        generator = torch.Generator().manual_seed(self.seed)
+        learned = [p for r in layers.values() for p in (r.offset, r.factor)]
+        least, best = float("inf"), [p.detach().clone() for p in learned]
+        for step in range(self.steps):
+            picked = torch.randperm(len(wanted), generator=generator)[: self.samples].tolist()
+            loss = self._gradient(block, layers, wanted, picked)
+            if loss < least:
+                least, best = loss, [p.detach().clone() for p in learned]
+            for parameter in learned:
+                assert parameter.grad is not None
+                parameter.data.sub_(parameter.grad.sign(), alpha=self.rate * (1 - step / self.steps))
+                parameter.grad = None
+            for rounding in layers.values():
+                rounding.clamp()
+        for parameter, value in zip(learned, best, strict=True):
+            parameter.data.copy_(value)
+        for name, rounding in layers.items():
+            block.losses[name] = least
+            rounding.freeze()
+
+    def _gradient(self, block: Block, layers: dict[str, _Rounding], wanted: list[Tensor], picked: list[int]) -> float:
+        """Adds gradients of the picked batches; returns their loss relative to the output's square."""
+        total = 0.0
+        with torch.enable_grad(), _replaced(list(layers.values())):
+            for index in picked:
+                for rounding in layers.values():
+                    rounding.current = rounding.weight()
+                error = self._output(block.module, block, index) - wanted[index]
+                loss = error.square().mean() / wanted[index].square().mean().clamp(min=1e-12) / len(picked)
+                loss.backward()
+                total += float(loss.detach())
+        return total
+
+    @staticmethod
+    def _output(module: nn.Module, block: Block, index: int, original: bool = False) -> Tensor:
+        stream = block.originals if original else block.inputs
+        if not original:
+            return first_tensor(stream.run(module, index)).float()
+        with as_float(module):
+            return first_tensor(stream.run(module, index)).float().detach()
+
+
+class _Rounding:
+    """The rounding of one layer: what is learned, and the weight that follows from it."""
+
+    def __init__(self, layer: QModule) -> None:
+        self.layer, slot = layer, layer._slots["weight"]
+        parameter = layer._parameters["weight"]
+        assert parameter is not None
+        self.float = parameter.detach().float()
+        if slot.scheme.algorithm is None and not slot.scheme.is_symmetric:
+            slot.scheme = replace(slot.scheme, algorithm="mse")
+        blocks = slot.scheme.block_size(tuple(self.float.shape))
+        self.target: Target = make_target(slot.scheme, blocks, parameter.dtype)
+        self.start: Parameters = fit(self.float, self.target)
+        self.offset = torch.zeros_like(self.float, requires_grad=True)
+        self.factor = torch.ones_like(self.start.scale, dtype=torch.float32, requires_grad=True)
+        self.current: Tensor = self.float
+
+    def _parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Scale and zero point of each block; straight-through the rounding to what is stored."""
+        scale = self.start.scale.float() * self.factor
+        stored = round_scale(scale.detach().clamp(min=1e-30), self.target.scale_dtype)
+        zero = self.start.zero_point
+        if zero is not None:
+            zero = round_zero(zero.float(), self.target.qtype, self.target.zero_dtype)
+        return scale + (stored - scale).detach(), zero
+
+    def _elements(self, scale: Tensor, zero: Tensor | None) -> Tensor:
+        q = self.target.qtype
+        steps = self.float / scale + self.offset
+        steps = steps if zero is None else steps + zero
+        rounded = steps + (steps.round() - steps).detach()
+        return rounded.clamp(q.qmin, q.qmax)
+
+    def weight(self) -> Tensor:
+        """The values, differentiable in offset and factor."""
+        scale, zero = self._parameters()
+        scale, zero = spread_parameters(Parameters(scale, zero), self.target, self.float)
+        elements = self._elements(scale, zero)
+        return ((elements if zero is None else elements - zero) * scale).to(self.layer._slots["weight"].dtype)
+
+    def clamp(self) -> None:
+        """Keeps offsets within half a step, and factors near 1."""
+        self.offset.data.clamp_(-0.5, 0.5)
+        self.factor.data.clamp_(0.5, 1.5)
+
+    def freeze(self) -> None:
+        """Gives the layer its codes."""
+        scale, zero = self._parameters()
+        each, shift = spread_parameters(Parameters(scale, zero), self.target, self.float)
+        elements = self._elements(each, shift).detach().round()
+        codes = packing.pack(reference.encode(elements, self.target.qtype), self.target.qtype.bits)
+        stored = None if zero is None else zero.to(self.target.zero_dtype)
+        adopt(self.layer, codes, Parameters(scale.detach().to(self.target.scale_dtype), stored))
+
+
+class _replaced:
+    """Layers compute with their current weights meanwhile."""
+
+    def __init__(self, roundings: list[_Rounding]) -> None:
+        self.roundings = roundings
+
+    def __enter__(self) -> None:
+        for rounding in self.roundings:
+            rounding.layer.__dict__["forward"] = _forward(rounding)
+
+    def __exit__(self, *error: object) -> None:
+        for rounding in self.roundings:
+            rounding.layer.__dict__.pop("forward", None)
+
+
+def _forward(rounding: _Rounding) -> Callable[[Tensor], Tensor]:
+    bias = rounding.layer._parameters.get("bias")
+    return lambda x: F.linear(x, rounding.current, bias)
