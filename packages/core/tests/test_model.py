@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
+import weakref
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import quanto
-from quanto.nn import QEmbedding, QLinear, QModule
+from quanto.nn import QEmbedding, QLinear, QModule, base
 
 G = torch.Generator().manual_seed(0)
 TOKENS = torch.randint(0, 20, (4, 6), generator=G)
@@ -222,6 +223,22 @@ def test_freezing_twice_changes_nothing() -> None:
     before = {n: id(p) for n, p in model.named_parameters()}
     assert quanto.freeze(model) is model
     assert {n: id(p) for n, p in model.named_parameters()} == before
+
+
+def test_a_float_weight_is_gone_before_the_next_is_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quanto.quantize(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), "int8")
+    weights = [weakref.ref(layer.weight) for layer in model]
+    alive: list[int] = []
+    quantize = base.quantize_tensor
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        alive.append(sum(w() is not None for w in weights))
+        return quantize(*args, **kwargs)
+
+    monkeypatch.setattr(base, "quantize_tensor", counting)
+    quanto.freeze(model)
+    assert alive == [3, 2, 1]
+    assert not any(w() for w in weights)
 
 
 def test_there_must_be_something_to_freeze() -> None:

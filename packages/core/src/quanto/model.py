@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,13 +120,23 @@ def freeze(model: nn.Module, *, progress: bool | None = None) -> nn.Module:
             "nothing to freeze: no module is quantized. quanto.quantize(model, …) comes first; if it was called, "
             "print(quanto.explain(model)) says why modules stayed floating"
         )
+    _freeze_each(found, progress)
+    arrange(model)
+    return model
+
+
+def _freeze_each(found: list[QModule], progress: bool | None) -> None:
+    """Freezes one module after the other; a float weight that no other module holds is gone when its codes are made."""
+    owners = Counter(id(p) for m in found for n in m._slots if (p := m._parameters.get(n)) is not None)
     shared: dict[tuple[int, str], list[Tensor | None]] = {}
     kept_alive: list[Any] = []  # identities in `shared` are valid only while their owners live
     for module in track(found, "freeze", enabled=progress):
-        kept_alive += [p for n in module._slots if (p := module._parameters.get(n)) is not None]
-        module.freeze(shared)
-    arrange(model)
-    return model
+        mine = [p for n in module._slots if (p := module._parameters.get(n)) is not None]
+        tied = any(owners[id(p)] > 1 for p in mine)
+        if tied:
+            kept_alive += mine
+        del mine
+        module.freeze(shared if tied else None)
 
 
 def _tied(found: list[QModule]) -> set[int]:
