@@ -22,6 +22,7 @@ CASES: list[tuple[str, dict[str, Any], torch.dtype]] = [
     ("llama", {"weights": "int4", "group_size": 32}, torch.bfloat16),
     ("llama", {"weights": "int8", "activations": "int8"}, torch.float32),
     ("llama-tied", {"weights": "int4", "lm_head": True, "embeddings": True}, torch.float32),
+    ("qwen3", {"weights": "int8"}, torch.float32),
     ("gemma3", {"weights": "int4"}, torch.float32),
     ("gpt2", {"weights": "int4"}, torch.float32),
     ("mixtral", {"weights": "int4"}, torch.float32),
@@ -34,7 +35,7 @@ def generate(model: Any, follow: torch.Tensor | None = None) -> Any:
     options = {"max_new_tokens": 8, "do_sample": False, "cache_implementation": "static", "disable_compile": True}
     if follow is not None:
         options["prefix_allowed_tokens_fn"] = lambda _, ids: [int(follow[0, ids.shape[-1]])]
-    ids = inputs("llama")["input_ids"][:1]
+    ids = inputs("llama")["input_ids"][:1].to(model.device)
     return model.generate(ids, return_dict_in_generate=True, output_logits=True, **options)
 
 
@@ -69,6 +70,14 @@ def test_static_activations(saved: Saved) -> None:
 def test_by_inductor(saved: Saved) -> None:
     config = QuantoConfig("int4", group_size=32)
     compare(auto_class("llama").from_pretrained(saved("llama"), quantization_config=config), "inductor")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("name", "config", "dtype"), CASES, ids=lambda v: v if isinstance(v, str) else None)
+def test_on_a_gpu(name: str, config: dict, dtype: torch.dtype, saved: Saved) -> None:
+    options = {"quantization_config": QuantoConfig(**config), "device_map": "cuda"}
+    compare(auto_class(name).from_pretrained(saved(name, dtype), **options), "inductor")
 
 
 def test_transformers_may_compile_by_itself(saved: Saved) -> None:

@@ -70,3 +70,18 @@ def test_maps_are_made_of_true_sizes(pre_quantized: bool, saved: Saved, tmp_path
     assert not hasattr(model, "hf_device_map")  # all on one device
     model = load("llama", folder, max_memory={"cpu": int(0.9 * size)}, **options)
     assert "disk" in model.hf_device_map.values()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", MAPS)
+def test_several_gpus(name: str, saved: Saved, tmp_path: Path) -> None:
+    config = QuantoConfig("int8")
+    whole = load(name, saved(name), quantization_config=config, device_map=0)
+    size = whole.get_memory_footprint()
+    memory: dict[Any, int] = {0: int(0.8 * size), 1: size, "cpu": 0}
+    spread = load(name, saved(name), quantization_config=config, device_map="auto", max_memory=memory)
+    assert set(spread.hf_device_map.values()) == {0, 1}
+    torch.testing.assert_close(run(spread, name), run(whole, name), atol=1e-4, rtol=1e-3)
+    spread.save_pretrained(tmp_path)
+    assert torch.equal(run(load(name, tmp_path, device_map=0), name), run(whole, name))

@@ -24,11 +24,14 @@ Saved = Callable[..., Path]
 RANKS = Path(__file__).parent / "support" / "ranks.py"
 
 
-def two_processes(scenario: str, given: dict[str, Any]) -> None:
+def two_processes(scenario: str, given: dict[str, Any], gpus: bool = False) -> None:
+    """Runs a scenario of `ranks.py` on the CPU through gloo, or on two GPUs through NCCL."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     env = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    if not gpus:
+        env["CUDA_VISIBLE_DEVICES"] = ""
     processes = [
         subprocess.Popen(
             [sys.executable, str(RANKS), scenario],
@@ -56,12 +59,25 @@ CASES: list[tuple[str, dict[str, Any], dict[str, int]]] = [
 
 @pytest.mark.parametrize(("name", "config", "distributed"), CASES, ids=str)
 def test_two_are_as_one(name: str, config: dict, distributed: dict, saved: Saved, tmp_path: Path) -> None:
+    check_inference(name, config, distributed, saved, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize(("name", "config", "distributed"), CASES, ids=str)
+def test_two_gpus_are_as_one(name: str, config: dict, distributed: dict, saved: Saved, tmp_path: Path) -> None:
+    check_inference(name, config, distributed, saved, tmp_path, gpus=True)
+
+
+def check_inference(
+    name: str, config: dict, distributed: dict, saved: Saved, tmp_path: Path, gpus: bool = False
+) -> None:
     one = auto_class(name).from_pretrained(saved(name), quantization_config=QuantoConfig(**config))
     one.save_pretrained(tmp_path / "one")
     expected = run(one, name)
     plain = run(auto_class(name).from_pretrained(saved(name)), name)
     given = {"name": name, "config": config, "distributed": distributed, "float": saved(name)}
-    two_processes("infer", {**given, "quantized": tmp_path / "one", "out": tmp_path})
+    two_processes("infer", {**given, "quantized": tmp_path / "one", "out": tmp_path}, gpus)
     whole = sum(p.nbytes for m in one.modules() if isinstance(m, QModule) for p in m.parameters(recurse=False))
     for source in ("float", "quantized"):
         found = torch.load(tmp_path / f"logits-{source}.pt")

@@ -67,7 +67,7 @@ def test_quantize_save_reload_save(
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "gpt-oss", "vit"])
-@pytest.mark.parametrize("weights", ["int8", "int4", "float8", "nf4", "mxfp4", "nvfp4", "int3"])
+@pytest.mark.parametrize("weights", ["int8", "int4", "int3", "int2", "float8", "nf4", "fp4", "mxfp4", "mxfp8", "nvfp4"])
 def test_the_same_as_core(name: str, weights: str, saved: Saved) -> None:
     """What was quantized while loading equals what core makes of the loaded float model."""
     loaded = load(name, saved(name), quantization_config=QuantoConfig(weights))

@@ -40,7 +40,7 @@ def infer(given: dict[str, Any]) -> None:
         logits = run(model, given["name"])
         model.save_pretrained(Path(given["out"], f"saved-{source}"))
         if dist.get_rank() == 0:
-            torch.save(logits, Path(given["out"], f"logits-{source}.pt"))
+            torch.save(logits.cpu(), Path(given["out"], f"logits-{source}.pt"))
             Path(given["out"], f"bytes-{source}.json").write_text(json.dumps(bytes_held(model)))
 
 
@@ -53,7 +53,7 @@ def train(given: dict[str, Any]) -> None:
     model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-2)
-    batch, losses = inputs(given["name"]), []
+    batch, losses = {k: v.to(model.device) for k, v in inputs(given["name"]).items()}, []
     for _ in range(5):
         loss = model(**batch, labels=batch["input_ids"]).loss
         loss.backward()
@@ -70,7 +70,9 @@ def train(given: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         {"infer": infer, "train": train}[sys.argv[1]](json.loads(os.environ["GIVEN"]))
         dist.barrier()
