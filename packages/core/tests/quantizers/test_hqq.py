@@ -53,4 +53,4 @@ def test_takes_about_the_time_of_minmax() -> None:
             quanto.quantize_tensor(x, "int4", algorithm=algorithm)
             seconds.append(time.perf_counter() - start)
         times[algorithm] = min(seconds)
-    assert times["hqq"] < 4.5 * times["minmax"]
+    assert times["hqq"] < 4 * times["minmax"]

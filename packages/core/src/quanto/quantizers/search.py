@@ -100,7 +100,7 @@ def _first(x: Tensor, w: Tensor | None, target: Target, p: Parameters, part: sli
     scale = scale if p.global_scale is None else scale * p.global_scale.to(x.dtype)
     zero = None if p.zero_point is None else p.zero_point.reshape(-1, 1)[part].to(x.dtype)
     step = _symmetric if target.symmetric else _affine
-    return _Best(step(x, w, scale, zero, target, robust)[0], scale, zero)
+    return _Best(step(x, w, scale, zero, target, robust, last=True)[0], scale, zero)
 
 
 def _plain(x: Tensor, target: Target) -> Parameters:
@@ -126,9 +126,9 @@ def _search(
     step = _symmetric if target.symmetric else _affine
     for part in starts:
         scale, zero = _start(x, target, part)
-        for _ in range(steps + 1):
+        for left in range(steps, -1, -1):
             scale, zero = _stored(scale, zero, target, shared)
-            error, scale_next, zero_next = step(x, w, scale, zero, target, robust)
+            error, scale_next, zero_next = step(x, w, scale, zero, target, robust, last=not left)
             best = _Best(error, scale, zero) if best is None else best.update(error, scale, zero)
             scale, zero = scale_next, zero_next
     assert best is not None
@@ -162,23 +162,39 @@ def _stored(scale: Tensor, zero: Tensor | None, target: Target, shared: Tensor |
 
 
 def _symmetric(
-    x: Tensor, w: Tensor | None, scale: Tensor, zero: Tensor | None, target: Target, robust: Robust | None
+    x: Tensor,
+    w: Tensor | None,
+    scale: Tensor,
+    zero: Tensor | None,
+    target: Target,
+    robust: Robust | None,
+    last: bool = False,
 ) -> tuple[Tensor, Tensor, None]:
-    """The error of parameters, and the least-squares scale for the codes they lead to."""
+    """The error of parameters, and unless `last` the least-squares scale for the codes they lead to."""
     steps = x / scale
     codes = nearest(steps.clone() if robust else steps, target.qtype)
-    error, wanted = _judge(x, w, codes, steps, scale, robust)
+    error, wanted = _judge(x, w, codes, steps, scale, robust, last)
+    if last:
+        return error, scale, None
     return error, _slope(codes, wanted, w, scale)[0], None
 
 
 def _affine(
-    x: Tensor, w: Tensor | None, scale: Tensor, zero: Tensor | None, target: Target, robust: Robust | None
+    x: Tensor,
+    w: Tensor | None,
+    scale: Tensor,
+    zero: Tensor | None,
+    target: Target,
+    robust: Robust | None,
+    last: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same with a zero point: the line through codes and values, `x = scale * (code - zero)`."""
     assert zero is not None
     steps = (x / scale).add_(zero)
     codes = nearest(steps.clone() if robust else steps, target.qtype)
-    error, wanted = _judge(x, w, codes, steps, scale, robust, zero)
+    error, wanted = _judge(x, w, codes, steps, scale, robust, last, zero)
+    if last:
+        return error, scale, zero
     count = float(x.shape[-1]) if w is None else w.sum(-1, keepdim=True)
     mean_code, mean = _sum(codes, w) / count, _sum(wanted, w) / count
     fitted, usable = _slope(codes - mean_code, wanted, w, scale)
@@ -196,6 +212,7 @@ def _judge(
     steps: Tensor,
     scale: Tensor,
     robust: Robust | None,
+    last: bool,
     zero: Tensor | float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The error of each block, and the values that the next least squares are to meet."""
@@ -203,7 +220,7 @@ def _judge(
         return _sum(((codes - zero) * scale).sub_(x).square_(), w), x
     residual = steps.sub_(codes)
     error = _sum(residual.abs(), w) * scale
-    return error, x - robust(residual).mul_(scale)
+    return error, x if last else x - robust(residual).mul_(scale)
 
 
 def _slope(codes: Tensor, x: Tensor, w: Tensor | None, otherwise: Tensor) -> tuple[Tensor, Tensor]:
