@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what quanto-transformers promises: `nox -s bench -- transformers`.
+"""Measures what quanto-transformers promises: `nox -s bench -- transformers [loading] [generation] [caches]`.
 
 Memory and time of loading, tokens that stay the same when a model is quantized, perplexity with a quantized cache of
-keys and values. Prints tables and writes `bench/results/transformers-<machine>.json`. The language model is the demo's;
-memory is measured on a Llama of 0.6 billion random weights in shards of 200 MB, so that a shard is a small part.
+keys and values. Prints tables and writes them to `bench/results/transformers-<machine>.json`, where tables that were
+not asked for stay as they are. The language model is the demo's; memory is measured on a Llama of 0.6 billion random
+weights in shards of 200 MB, so that a shard is a small part.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
 import logging
 import math
@@ -17,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +41,13 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 SHARD = "200MB"
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 50, 16, 60
 SCHEMES: dict[str, dict[str, Any]] = {
+    "bfloat16, not quantized": {},
     "int8": {"weights": "int8"},
+    "int8 g32": {"weights": "int8", "group_size": 32},
     "float8": {"weights": "float8"},
-    "int4 g32": {"weights": "int4", "group_size": 32},
-    "int4 g96/g128": {"weights": "int4"},
-    "int4 g96/g128 hqq": {"weights": "int4", "algorithm": "hqq"},
+    # of a model that was 4-bit before; groups of 32 would find its grid again
+    "int4": {"weights": "int4"},
+    "int4 hqq": {"weights": "int4", "algorithm": "hqq"},
 }
 CACHES: dict[str, dict[str, Any] | None] = {
     "float": None,
@@ -80,10 +86,20 @@ print(json.dumps({"peak": max(peaks) - before, "seconds": seconds, "model": sum(
 """
 
 
-def child(folder: Path, config: dict[str, Any] | None) -> dict[str, float]:
-    """Loads in a fresh process: peak of private bytes beyond those held before, bytes of the model, and seconds."""
+def child(folder: Path, config: dict[str, Any] | None, mapped: bool = False) -> dict[str, float]:
+    """Loads in a fresh process.
+
+    Args:
+        folder: of the model.
+        config: of `QuantoConfig`, or None.
+        mapped: whether codes stay as the file has them, instead of being arranged for the fastest kernel.
+
+    Returns:
+        The peak of private bytes beyond those held before, bytes of the model, and seconds.
+    """
     command = [sys.executable, "-c", _CHILD, str(folder), json.dumps(config)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    chosen = {"QUANTO_KERNELS": "cpu.canonical.linear,reference.linear"} if mapped else {}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **chosen})
     if done.returncode:
         raise RuntimeError(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -108,7 +124,7 @@ def loading(console: Console) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as root:
         folder = big_model(Path(root, "float"))
         shard = max(path.stat().st_size for path in folder.glob("*.safetensors"))
-        rows.append({"what": "float", **child(folder, None)})
+        rows.append({"what": "float", **min((child(folder, None) for _ in range(3)), key=_seconds)})
         for name, config in {"int8": {"weights": "int8"}, "int4": {"weights": "int4"}}.items():
             rows.append({"what": f"{name}, on the fly", **child(folder, config)})
             model = AutoModelForCausalLM.from_pretrained(
@@ -117,14 +133,10 @@ def loading(console: Console) -> list[dict[str, Any]]:
             saved = Path(root, name)
             model.save_pretrained(saved, max_shard_size=SHARD)
             del model
-            rows.append({"what": f"{name}, saved", **min((child(saved, None) for _ in range(3)), key=_seconds)})
-            start = time.perf_counter()
-            held = [load_file(path) for path in sorted(saved.glob("*.safetensors"))]
-            total = sum(
-                t.sum(dtype=torch.int64).item() for part in held for t in part.values() if t.dtype.itemsize == 1
-            )
-            rows[-1] |= {"safetensors alone, s": time.perf_counter() - start, "sum": total}
-            del held
+            alone = min(_read(saved) for _ in range(3))
+            for what, mapped in (("saved", False), ("saved, as in the file", True)):
+                fastest = min((child(saved, None, mapped) for _ in range(3)), key=_seconds)
+                rows.append({"what": f"{name}, {what}", **fastest, "safetensors alone, s": alone})
     table = Table(title=f"Loading 0.6 billion weights, shards of {SHARD} (largest {shard / 1e6:.0f} MB)")
     for column in ("", "model MB", "peak MB", "peak − model MB", "seconds", "files alone"):
         table.add_column(column, justify="right" if column else "left")
@@ -138,11 +150,10 @@ def loading(console: Console) -> list[dict[str, Any]]:
 
 
 def _read(folder: Path) -> float:
-    """Seconds to load the files alone, and copy them into memory of one's own."""
+    """Seconds to load the files alone into memory of one's own."""
     start = time.perf_counter()
-    for path in sorted(folder.glob("*.safetensors")):
-        for tensor in load_file(path).values():
-            tensor.clone()
+    held = [tensor.clone() for path in sorted(folder.glob("*.safetensors")) for tensor in load_file(path).values()]
+    assert held
     return time.perf_counter() - start
 
 
@@ -160,16 +171,16 @@ def texts(tokenizer: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def generation(console: Console, folder: Path, prompts: torch.Tensor) -> list[dict[str, Any]]:
-    """Greedy texts of quantized models beside those of the float model."""
+    """Greedy texts of quantized models beside those of the float model; and of bfloat16, to judge the others by."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = _continue(model, prompts)
     rows = []
     for name, config in SCHEMES.items():
         if config.get("algorithm", "minmax") not in quanto.quantizers.quantizers:
             continue
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, quantization_config=QuantoConfig(**config)
-        )
+        given = {"quantization_config": QuantoConfig(**config)} if config else {}
+        dtype = torch.float32 if config else torch.bfloat16
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **given)
         found = _continue(model, prompts)
         same = found == expected
         with torch.no_grad():  # the next token of each place in the float model's text
@@ -234,24 +245,30 @@ def main() -> None:
     console = Console()
     folder = fetch()
     prompts, tokens = texts(AutoTokenizer.from_pretrained(folder))
-    if sys.argv[1:] == ["loading"]:  # this table alone, and nothing written
-        loading(console)
-        return
-    figures = {
-        "loading": loading(console),
-        "generation": generation(console, folder, prompts),
-        "caches": caches(console, folder, tokens),
+    tables: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "loading": lambda: loading(console),
+        "generation": lambda: generation(console, folder, prompts),
+        "caches": lambda: caches(console, folder, tokens),
     }
+    asked = sys.argv[1:] or list(tables)
+    if unknown := [name for name in asked if name not in tables]:
+        raise SystemExit(f"no table {unknown[0]!r}; there are: {', '.join(tables)}")
     name = f"{machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    versions = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "quanto-core": quanto.__version__,
-        "quanto-transformers": quanto_transformers.__version__,
-    }
     path = RESULTS / f"transformers-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
-    path.write_text(json.dumps({"machine": name, "versions": versions, "model": NAME, **figures}, indent=1) + "\n")
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    found = {"machine": name, "versions": versions(), "model": NAME}
+    figures = {table: tables[table]() if table in asked else known.get(table, []) for table in tables}
+    path.write_text(json.dumps({**found, **figures}, indent=1) + "\n")
     print(f"written to {path}")
+
+
+def versions() -> dict[str, str]:
+    """Of all that decides the figures; without a backend, core's own kernels run."""
+    found = {"torch": torch.__version__, "transformers": transformers.__version__, "quanto-core": quanto.__version__}
+    found["quanto-transformers"] = quanto_transformers.__version__
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["quanto-backend-cpu"] = importlib.metadata.version("quanto-backend-cpu")
+    return found
 
 
 if __name__ == "__main__":
