@@ -72,7 +72,8 @@ def main() -> None:
             read, rate = bytes_per_token(model), 1 / best[name]
             row = {"way": way, "scheme": name, "tokens_per_s": rate, "mb_per_token": read / 1e6}
             row |= {"gbs": read * rate / 1e9, "speedup": best["float32"] / best[name], "bytes_ratio": plain / read}
-            found["rows"].append(row | {"of_ratio": row["speedup"] / row["bytes_ratio"]})
+            row["of_ratio"] = row["speedup"] / row["bytes_ratio"]
+            found["rows"].append(row)
             print(
                 f"{way:9}{name:22}{rate:7.1f} tokens/s {row['mb_per_token']:7.1f} MB {row['gbs']:5.1f} GB/s, "
                 f"{row['speedup']:.2f} times float32, {row['of_ratio']:.2f} of the ratio of bytes"
