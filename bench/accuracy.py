@@ -31,8 +31,7 @@ SEED = 0
 
 #: width -> group sizes
 GROUPS = {8: (None,), 4: (128,), 3: (128,), 2: (64, 32)}
-FREE = ("absmax", "minmax", "mse", "hqq")
-CALIBRATED = (("gptq",),)
+FREE = ("absmax", "minmax", "mse", "hqq", "mse int", "hqq int")  # int: with whole zero points
 
 
 @dataclass
@@ -74,7 +73,10 @@ def quantize(setup: Setup, bits: int, group: int | None, algorithm: str | tuple[
     if group is not None:
         options["group_size"] = group
     free = isinstance(algorithm, str)
-    quanto.quantize(model, f"int{bits}", algorithm=algorithm if free else None, **options)
+    if isinstance(algorithm, str):
+        name, _, whole = algorithm.partition(" ")
+        options |= {"algorithm": name} | ({"zero_point": whole} if whole else {})
+    quanto.quantize(model, f"int{bits}", **options)
     start = time.perf_counter()
     if free:
         quanto.freeze(model)
@@ -84,24 +86,25 @@ def quantize(setup: Setup, bits: int, group: int | None, algorithm: str | tuple[
     return model, time.perf_counter() - start
 
 
-def rows(widths: list[int]) -> list[tuple[str, int, int | None, str | tuple[str, ...]]]:
+def rows(widths: list[int], pipelines: list[str]) -> list[tuple[str, int, int | None, str | tuple[str, ...]]]:
     """Label, bits, group size and algorithm of each row of quanto's."""
     out: list[tuple[str, int, int | None, str | tuple[str, ...]]] = []
+    calibrated = [tuple(pipeline.split("+")) for pipeline in pipelines]
     for bits in widths:
         for group in GROUPS[bits]:
             named = f"int{bits}" + (f" g{group}" if group else "")
-            out += [(f"{named} {name}", bits, group, name) for name in FREE]
-            out += [(f"{named} {' + '.join(steps)}", bits, group, steps) for steps in CALIBRATED]
+            out += [(f"{named} {name}", bits, group, name) for name in FREE if bits < 8 or " " not in name]
+            out += [(f"{named} {' + '.join(steps)}", bits, group, steps) for steps in calibrated]
     return out
 
 
-def measure(setup: Setup, widths: list[int], path: Path, result: dict[str, Any]) -> None:
+def measure(setup: Setup, widths: list[int], pipelines: list[str], path: Path, result: dict[str, Any]) -> None:
     """Fills in the rows that are missing, writing after each."""
     if "float" not in result:
         result["float"] = {"loss": setup.loss(setup.load())}
     base = result["float"]["loss"]
     found = result.setdefault("rows", {})
-    for label, bits, group, algorithm in rows(widths):
+    for label, bits, group, algorithm in rows(widths, pipelines):
         if label in found:
             continue
         model, seconds = quantize(setup, bits, group, algorithm)
@@ -109,6 +112,7 @@ def measure(setup: Setup, widths: list[int], path: Path, result: dict[str, Any])
             "bits": round(bits_per_weight(model), 3),
             "loss": setup.loss(model) - base,
             "seconds": round(seconds, 1),
+            "device": next(model.parameters()).device.type,
         }
         write(path, result)
         print(f"{label:32} {found[label]}", flush=True)
@@ -144,9 +148,10 @@ def table(result: dict[str, Any]) -> str:
             continue
         plain = result["rows"].get(f"{label.split(' g')[0].split()[0]}" + _group(label) + " minmax", {}).get("loss")
         recovered = f"{1 - row['loss'] / plain:.0%}" if plain and label.startswith("int") else ""
+        where = " on a GPU" if row.get("device", "cpu") != "cpu" else ""
         lines.append(
             f"| {label} | {row['bits']:.2f} | {math.exp(base + row['loss']):.2f} | {math.exp(row['loss']):.4f} "
-            f"| {row['loss']:.4f} | {recovered} | {row.get('seconds', '')} |"
+            f"| {row['loss']:.4f} | {recovered} | {row.get('seconds', '')}{where} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -172,6 +177,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=64, help="held-out blocks")
     parser.add_argument("--samples", type=int, default=64, help="calibration blocks")
     parser.add_argument("--bits", type=int, nargs="*", default=list(GROUPS), choices=list(GROUPS))
+    parser.add_argument("--pipelines", nargs="*", default=["gptq", "awq", "awq+gptq"], help="steps joined by +")
+    parser.add_argument("--device", default="cpu", help="where to quantize and measure")
     options = parser.parse_args()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -187,7 +194,7 @@ def main() -> None:
 
     sample = tokens(options.calibration, options.samples).view(options.samples, options.block)
     setup = Setup(
-        lambda: AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval(),
+        lambda: AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval().to(options.device),
         list(sample.split(4)),
         tokens(options.text, options.blocks),
         options.block,
@@ -206,7 +213,7 @@ def main() -> None:
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if {k: result.get(k) for k in facts} != facts:
         result = facts
-    measure(setup, options.bits, path, result)
+    measure(setup, options.bits, options.pipelines, path, result)
     write(path, result)
     print(table(result))
 

@@ -14,6 +14,7 @@ from ..nn.base import QModule
 from ..quantizers import Parameters, Target, fit
 from ..quantizers.grid import nearest
 from ..tensor.quantize import make_target
+from .refine import refine
 from .statistics import Moments, input_groups, moments
 from .step import Block, Step, adopt
 
@@ -38,19 +39,25 @@ class GPTQ(Step):
         sequential: whether inputs are taken anew for each layer, behind the layers of the block that are quantized
             already; False takes them once per block, in about a third of the time.
         correct: 0 to 1, how far the weights are moved.
+        refine: whether scales and zero points are fitted once more to the chosen codes, all groups of a row together.
     """
 
     name = "gptq"
 
     def __init__(
-        self, damping: float = 0.01, act_order: bool = True, sequential: bool = True, correct: float = 0.5
+        self,
+        damping: float = 0.05,
+        act_order: bool = True,
+        sequential: bool = True,
+        correct: float = 0.75,
+        refine: bool = True,
     ) -> None:
         if damping <= 0:
             raise ValueError(f"damping must be positive, got {damping}")
         if not 0 <= correct <= 1:
             raise ValueError(f"correct must be in [0, 1], got {correct}")
         self.damping, self.act_order, self.sequential, self.correct = damping, act_order, sequential, correct
-        self.needs_original = correct > 0
+        self.needs_original, self.refine = correct > 0, refine
 
     def apply(self, block: Block) -> None:
         """Freezes every linear layer of the block."""
@@ -86,6 +93,8 @@ class GPTQ(Step):
         importance = damped.diagonal()
         parameters = fit(wanted, target, importance)
         elements = round_columns(wanted, damped, target, parameters, self.act_order)
+        if self.refine:
+            parameters = refine(wanted, elements, damped, target, parameters)
         codes = packing.pack(reference.encode(elements, target.qtype), target.qtype.bits)
         error = self._values(codes, parameters, target, weight) - wanted
         adopt(layer, codes, parameters)
