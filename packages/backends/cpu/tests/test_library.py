@@ -43,6 +43,9 @@ def test_operators_trace() -> None:
         ("linear_panels", (x, *w.panels, torch.randn(33), *tail)),
         ("linear_integer_panels", (x, *w.panels, None, *tail)),
         ("linear", (x, *w.canonical, None, *tail)),
+        ("linear_integer", (x, *w.canonical, None, *tail)),
+        ("dequantize", (*w.canonical, *tail, 128, torch.float32)),
+        ("embedding", (torch.tensor([1, 2]), *w.canonical, *tail, 128, torch.float32)),
         ("dequantize_panels", (*w.panels, *tail, 128, torch.float32)),
         ("embedding_panels", (torch.tensor([1, 2]), *w.panels, *tail, 128, torch.float32)),
         ("quantize", (torch.randn(33, 128), *w.canonical[1:], *tail)),
@@ -55,6 +58,7 @@ def test_operators_trace() -> None:
     for out_scale in (None, torch.tensor(0.5)):
         args = (codes, torch.rand(5, 1), *w.panels, None, "int8", *tail, out_scale, torch.float32)
         torch.library.opcheck(operator("scaled_linear_panels"), args)
+        torch.library.opcheck(operator("scaled_linear"), (*args[:2], *w.canonical, *args[6:]))
 
 
 def test_one_graph_serves_every_token_count() -> None:
