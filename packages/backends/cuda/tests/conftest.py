@@ -14,8 +14,11 @@ if not torch.cuda.is_available():
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if DEVICE == "cuda":
+    if DEVICE == "cuda":  # every test runs there, so that `-m gpu` means all of them
+        for item in items:
+            item.add_marker(pytest.mark.gpu)
         return
     skip = pytest.mark.skip(reason="needs a GPU; the interpreter ran what it can")
     for item in items:

@@ -59,13 +59,30 @@ def test_unknown_gpu_gets_the_most_similar_one() -> None:
 
 def test_the_users_rows_come_first_and_the_shipped_ones_stay() -> None:
     row = {"m": 1, "n": 4096, "k": 4096, "tile": {"bn": 512, "bm": 16}}
-    mine = {"linear/int4": [row], "linear/nf4": [row]}
-    tables.user_table().write_text(json.dumps({"nvidia-h100": mine}))
+    tables.user_table().write_text(json.dumps({"nvidia-h100": {"linear/int4": [row], "linear/mxfp8": [row]}}))
     shipped = table_for("other")
-    for key in mine:  # nf4 has no rows of its own
-        assert table_for("NVIDIA H100")[key] == [row, *shipped["linear/int4"]]
+    assert table_for("NVIDIA H100")["linear/int4"] == [row, *shipped["linear/int4"]]
+    assert table_for("NVIDIA H100")["linear/mxfp8"] == [row]
     assert table_for("NVIDIA H100")["scaled/int8"] == shipped["scaled/int8"]
-    assert "linear/nf4" not in shipped
+
+
+def test_what_was_not_measured_is_as_a_like_qtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(m: int, bn: int, n: int = 64) -> dict[str, object]:
+        return {"m": m, "n": n, "k": 64, "tile": {"bn": bn, "bm": 16}}
+
+    rows = {"linear/int2": [row(1, 16)], "linear/int4": [row(1, 32), row(64, 64, 128), row(64, 128)]}
+    monkeypatch.setattr(tables, "table_for", lambda gpu: rows)
+    assert nearest("linear", "int2", 1, 64, 64, CPU).bn == 16
+    assert nearest("linear", "int2", 60, 64, 64, CPU).bn == 128
+    assert nearest("linear", "int2", 60, 128, 64, CPU).bn == 64
+    assert nearest("linear", "int3", 1, 64, 64, CPU).bn == 32
+    with pytest.raises(LookupError, match="scaled of int2"):
+        nearest("scaled", "int2", 1, 64, 64, CPU)
+
+
+def test_grids_have_room_for_tall_weights() -> None:
+    assert Tile(8, 1, 16).within(65535 * 8) == Tile(8, 1, 16)
+    assert Tile(8, 1, 16).within(65535 * 8 + 1) == Tile(128, 16)
 
 
 @pytest.mark.parametrize(

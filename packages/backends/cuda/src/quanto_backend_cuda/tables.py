@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ _LIKE = {
     "int2": "int4",
     "int8": "int4",
 }
+
+
+# The second and third size of a grid of CUDA.
+_GRID = 65535
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ class Tile:
         """What is not the default, as tables have it; the two sizes always."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in given.items() if name in ("bn", "bm") or value != _DEFAULTS[name]}
+
+    def within(self, n: int) -> Tile:
+        """This tile, or one so tall that a grid has room for `n` rows of a weight."""
+        return self if -(-n // self.bn) <= _GRID else replace(self, bn=128, kw=1, bm=max(self.bm, 16), ahead=0)
 
     def splits(self, m: int, n: int, chunks: int) -> int:
         """Pieces of the input dimension: enough for `blocks` blocks of threads, none of them empty."""
@@ -105,7 +113,7 @@ def table_for(gpu: str) -> dict[str, list[dict[str, Any]]]:
     rows: dict[str, list[dict[str, Any]]] = json.loads(shipped[ranked[0]].read_text()) if ranked else {}
     mine = user_table()
     found = read_user_table(mine).get(slug(gpu), {})
-    return {**rows, **{key: [*first, *_rows_like(rows, key)] for key, first in found.items()}}
+    return {**rows, **{key: [*first, *rows.get(key, [])] for key, first in found.items()}}
 
 
 def read_user_table(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
@@ -126,13 +134,15 @@ def read_user_table(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     return found
 
 
-def _rows_like(rows: dict[str, list[dict[str, Any]]], key: str) -> list[dict[str, Any]]:
-    """The rows of a kernel and qtype, or of the qtype that serves it."""
-    kernel, _, qtype = key.partition("/")
+def _chain(rows: dict[str, list[dict[str, Any]]], kernel: str, qtype: str) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a kernel and qtype, then, of higher rank, those of qtypes that serve where it was not measured."""
+    found: list[tuple[int, dict[str, Any]]] = []
     name: str | None = qtype
-    while name is not None and f"{kernel}/{name}" not in rows:
-        name = _LIKE.get(name)
-    return [] if name is None else rows[f"{kernel}/{name}"]
+    rank = 0
+    while name is not None:
+        found += [(rank, row) for row in rows.get(f"{kernel}/{name}", [])]
+        name, rank = _LIKE.get(name), rank + 1
+    return found
 
 
 @functools.cache
@@ -152,13 +162,14 @@ def nearest(kernel: str, qtype: str, m: int, n: int, k: int, device: torch.devic
         device: where it runs.
     """
     rows = table_for(gpu_name(device.index or 0) if device.type == "cuda" else "")
-    known = _rows_like(rows, f"{kernel}/{qtype}")
+    known = _chain(rows, kernel, qtype)
     if not known:
         raise LookupError(f"no configuration for {kernel} of {qtype}")
     m = 1 << (m - 1).bit_length()
 
-    def distance(row: dict[str, Any]) -> tuple[float, float]:
-        return abs(math.log2(row["m"] / m)), abs(math.log2(row["n"] / n)) + abs(math.log2(row["k"] / k))
+    def distance(ranked: tuple[int, dict[str, Any]]) -> tuple[float, int, float]:
+        rank, row = ranked
+        return abs(math.log2(row["m"] / m)), rank, abs(math.log2(row["n"] / n)) + abs(math.log2(row["k"] / k))
 
-    best = min(known, key=distance)
-    return Tile(**best["tile"])
+    _, best = min(known, key=distance)
+    return Tile(**best["tile"]).within(n)

@@ -11,9 +11,9 @@ from quanto_backend_cuda.tune.problem import Problem
 from quanto_backend_cuda.tune.timing import COLD, copies_for
 
 
-@pytest.mark.parametrize("qtype", ["int4", "int3", "int2", "nf4", "int8", "float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("qtype", ["int4", "int3", "int2", "nf4", "mxfp4", "int8", "float8_e4m3fn", "float8_e5m2"])
 def test_tiles_compute_the_same(device: str, qtype: str) -> None:
-    problem = Problem("linear", qtype, 128 if qtype in ("int4", "nf4") else 0, 2, 32, 384, torch.bfloat16)
+    problem = Problem("linear", qtype, {"int4": 128, "nf4": 128, "mxfp4": 32}.get(qtype, 0), 2, 32, 384, torch.bfloat16)
     operands = problem.operands(torch.device(device), copies=1)
     results = []
     for tile in (Tile(16, 16, stages=2), Tile(16, 2, 8, stages=2), Tile(16, 16, stages=2, blocks=6)):

@@ -76,7 +76,7 @@ def test_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()  # every look at it takes a second
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     problems = [PROBLEM, Problem("linear", "int4", 128, 2, 32, 128), Problem("linear", "int4", 128, 4, 32, 128)]
-    found = list(search(problems, CPU, 12, Ready(), lambda operands, tile, device: 1.0))
+    found = list(search(problems, CPU, 9, Ready(), lambda operands, tile, device: 1.0))
     assert 1 <= len(found) < 3
 
 

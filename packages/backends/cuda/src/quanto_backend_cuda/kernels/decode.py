@@ -69,8 +69,10 @@ def e4m3(code):
 
 @triton.jit
 def e5m2(code):
-    """The float32 value of float8_e5m2 codes in int32."""
-    return (code << 8).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    """The float32 value of float8_e5m2 codes in int32; by shifts too, for the reason that `scale_value` has."""
+    sign, rest = (code & 0x80) << 24, (code & 0x7F) << 21
+    magnitude = (sign | rest).to(tl.float32, bitcast=True) * 5.192296858534828e33  # 2 ** 112
+    return tl.where((code & 0x7C) == 0x7C, (sign | 0x70000000 | rest).to(tl.float32, bitcast=True), magnitude)
 
 
 @triton.jit

@@ -119,7 +119,9 @@ def decode_tiles(
     chunk = column // 128 + tl.program_id(0)
     i = tl.program_id(1) * BN + tl.arange(0, BN)
     n = tl.minimum(first + i, N - 1)
-    D: tl.constexpr = tl.float32 if WIDE else (tl.float16 if out.dtype.element_ty == tl.float16 else tl.bfloat16)
+    # halves hold every code exactly, but those of nf4
+    FULL: tl.constexpr = WIDE or (KIND == "nf4" and out.dtype.element_ty == tl.float32)
+    D: tl.constexpr = tl.float32 if FULL else (tl.float16 if out.dtype.element_ty == tl.float16 else tl.bfloat16)
     base, STEP = rows_at(n, C, KIND, True)
     words = codes.to(tl.pointer_type(tl.int32)) + chunk.to(tl.int64) * STEP
     T = tl.load(words + base[:, None, None] + lanes(KIND))
@@ -127,7 +129,7 @@ def decode_tiles(
     if KIND == "int3":
         planes = codes.to(tl.pointer_type(tl.int16)) + chunk.to(tl.int64) * (2 * STEP)
         H = tl.load(planes + (2 * base - (n % 16) * 8 + 256)[:, None, None] + lanes(KIND)).to(tl.int32) & 0xFFFF
-    A = decode(T, H, None, KIND, D, ASM, False).to(tl.float32)  # exact: every code is a number of either half type
+    A = decode(T, H, None, KIND, D, ASM and not FULL, False).to(tl.float32)
     k = tl.arange(0, 128)
     if GROUP == 0 or GROUP % 128 == 0:
         where = scale_at(n, chunk // (GROUP // 128) if GROUP > 0 else 0, G, ROWS, STILED)[:, None]

@@ -90,7 +90,11 @@ def scale_at(n, group, G, ROWS: tl.constexpr, STILED: tl.constexpr):
 
 @triton.jit
 def scale_value(raw, SCALE8: tl.constexpr):
-    """A scale in float32; one-byte scales come as uint8."""
+    """A scale in float32; one-byte scales come as uint8.
+
+    bfloat16 is widened by a shift: of `half(float(half) * float(bfloat16))` LLVM makes a product of halves, in which
+    scales below 2**-14 lose their bits (InstCombine counts digits, and not the range of the exponent).
+    """
     if SCALE8 == "e8m0":
         bits = raw.to(tl.int32)
         power = tl.where(bits == 0, 0x00400000, bits << 23).to(tl.float32, bitcast=True)
@@ -99,6 +103,8 @@ def scale_value(raw, SCALE8: tl.constexpr):
         code = raw.to(tl.int32)
         value = (((code & 0x80) << 24) | ((code & 0x7F) << 20)).to(tl.float32, bitcast=True) * 1.329227995784916e36
         return tl.where((code & 0x7F) == 0x7F, float("nan"), value)
+    elif raw.dtype == tl.bfloat16:
+        return (raw.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
     else:
         return raw.to(tl.float32)
 
@@ -185,6 +191,9 @@ def linear(
         if bias is not None:
             bias += expert * N
     m = tl.minimum(first + col % BM, stop - 1)
+    # Tokens that do not exist are not read: hundreds of blocks after the same few lines of x keep the L2 busy.
+    SPARSE: tl.constexpr = BM > 1 and BM <= 64
+    there = (first + col % BM < stop)[:, None]
     each = tl.cdiv(tl.cdiv(C, KW), splits) * KW
     begin = pk * each
     end = tl.minimum(begin + each, C)
@@ -221,10 +230,12 @@ def linear(
         H = None
         if KIND == "int3":
             H = tl.load(planes + 2 * step + at_plane).to(tl.int32) & 0xFFFF
-        if EVEN and not TAIL:
+        if EVEN and not TAIL and not SPARSE:
             X = tl.load(xs + c * 128 + x_at)
+        elif EVEN and not TAIL:
+            X = tl.load(xs + c * 128 + x_at, mask=there, other=0.0)
         elif EVEN:
-            X = tl.load(xs + c * 128 + x_at, mask=(c + slice_c < end)[:, None], other=0.0)
+            X = tl.load(xs + c * 128 + x_at, mask=there & (c + slice_c < end)[:, None], other=0.0)
         else:
             column = (c + slice_c)[:, None] * 128 + k[None, :]
             X = tl.load(xs + c * 128 + x_at, mask=(column < K) & (c + slice_c < end)[:, None], other=0.0)
@@ -351,7 +362,7 @@ def _finish(
     inside = (m < stop)[None, :] & (n < N)[:, None]
     last = True
     if SPLIT:
-        size = M.to(tl.int64) * N
+        size = tl.cast(M, tl.int64) * N  # Inductor makes a constant of M = 1
         tl.store(partial + tl.program_id(2) * size + at, acc, mask=inside)
         tl.debug_barrier()  # every thread's part is written before one thread says so
         lock = locks + pm * tl.num_programs(1) + pn

@@ -45,15 +45,18 @@ def rescaled(total, x_scale, w, bias, m, n, M, N, TOKEN: tl.constexpr, FLOAT: tl
     if w is not None:
         unit = unit * (w[:, None] if SWAPPED else w[None, :])
     if bias is None:
-        return total.to(tl.float32) * unit
-    b = tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
-    b = b[:, None] if SWAPPED else b[None, :]
-    if TOKEN or FLOAT:
-        return total.to(tl.float32) * unit + b
-    ticks = b / unit
-    fits = tl.abs(ticks) < 4194304.0
-    whole = tl.where(fits, (ticks + 12582912.0) - 12582912.0, 0.0)
-    return (total + whole.to(tl.int32)).to(tl.float32) * unit + tl.where(fits, 0.0, b)
+        y = total.to(tl.float32) * unit
+    else:
+        b = tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)
+        b = b[:, None] if SWAPPED else b[None, :]
+        if TOKEN or FLOAT:
+            y = total.to(tl.float32) * unit + b
+        else:
+            ticks = b / unit
+            fits = tl.abs(ticks) < 4194304.0
+            whole = tl.where(fits, (ticks + 12582912.0) - 12582912.0, 0.0)
+            y = (total + whole.to(tl.int32)).to(tl.float32) * unit + tl.where(fits, 0.0, b)
+    return y
 
 
 @triton.jit
@@ -130,6 +133,8 @@ def few(
     tl.assume(end > begin)
     k = tl.arange(0, BK)
     SUM: tl.constexpr = tl.int32 if X == "int8" else tl.float32
+    # Hopper sums float8 in 14 bits. Where codes come out, whose steps would show it, halves are multiplied.
+    EXACT: tl.constexpr = X != "int8" and out_scale is not None
     acc = tl.zeros((R, KW * BM), SUM if GROUP == 0 else tl.float32)
     xs = x + m.to(tl.int64)[:, None] * K + slice_c[:, None] * BK + k[None, :]
     if NIBBLES:
@@ -178,6 +183,8 @@ def few(
                 w = tl.load(ws + c * BK, mask=(column < K) & (c + slice_r < end)[:, None], other=0.0)
             if FLOAT:
                 w, a = w.to(tl.float32), a.to(tl.float32)
+            elif EXACT:
+                w, a = w.to(tl.float16), a.to(tl.float16)
             acc = tl.dot(w, tl.trans(a), acc, out_dtype=SUM)
     if KW > 1:
         acc = tl.where(slice_r[:, None] == slice_c[None, :], acc, 0)
@@ -188,7 +195,7 @@ def few(
     inside = (tokens < M)[None, :] & (rows < N)[:, None]
     last = True
     if SPLIT:
-        size = M.to(tl.int64) * N
+        size = tl.cast(M, tl.int64) * N
         tl.store(partial + pk * size + at, acc, mask=inside)
         tl.debug_barrier()
         lock = locks + pm * tl.num_programs(1) + pn
@@ -246,6 +253,8 @@ def many(
     m = pm * BM + tl.arange(0, BM)
     n = pn * BN + tl.arange(0, BN)
     SUM: tl.constexpr = tl.int32 if X == "int8" else tl.float32
+    # Hopper sums float8 in 14 bits. Where codes come out, whose steps would show it, halves are multiplied.
+    EXACT: tl.constexpr = X != "int8" and out_scale is not None
     if SWAP:
         acc = tl.zeros((BN, BM), SUM)
     else:
@@ -267,6 +276,8 @@ def many(
             w = tl.load(ws + c * BK, mask=has, other=0.0)
         if FLOAT:
             w, a = w.to(tl.float32), a.to(tl.float32)
+        elif EXACT:
+            w, a = w.to(tl.float16), a.to(tl.float16)
         if SWAP:
             acc = tl.dot(w, tl.trans(a), acc, out_dtype=SUM)
         else:

@@ -18,6 +18,8 @@ __all__ = ["decoded", "dequantize", "embedding", "linear_by_parts", "linear_inpu
 # Elements decoded at a time: 128 MiB of half precision, however large the weight is. 14336 x 4096 at 4096 tokens takes
 # 760 us in one part, 763 in two, 791 in eight: narrow products leave multiprocessors idle.
 _PART = 1 << 26
+# Rows of one launch: the second size of a grid is at most 65535.
+_TALLEST = 65535 * 16
 
 
 def decoded(
@@ -45,13 +47,16 @@ def decoded(
     if tiled:
         chunks = -(-size // 128)
         asm = assembly(codes.device, f.kind)
-        grid = (-(-(right - left) // 128), -(-(last - first) // 16))
         wide = interpreted()
-        sizes = (first, left, codes.shape[0], size, right - left, chunks, groups)
-        launch(
-            decode_tiles, grid, codes.view(torch.uint8), raw, zero, shared, out, *sizes, KIND=f.kind, GROUP=f.group,
-            ROWS=f.rows, STILED=f.rows == 1, SCALE8=scale8, ASM=asm, WIDE=wide, BN=16, num_warps=4,
-        )  # fmt: skip
+        for begin in range(first, last, _TALLEST):
+            end = min(begin + _TALLEST, last)
+            grid = (-(-(right - left) // 128), -(-(end - begin) // 16))
+            sizes = (begin, left, min(end, codes.shape[0]), size, right - left, chunks, groups)
+            launch(
+                decode_tiles, grid, codes.view(torch.uint8), raw, zero, shared, out[begin - first :], *sizes,
+                KIND=f.kind, GROUP=f.group, ROWS=f.rows, STILED=f.rows == 1, SCALE8=scale8, ASM=asm, WIDE=wide, BN=16,
+                num_warps=4,
+            )  # fmt: skip
         return out
     if columns is not None:
         raise ValueError("columns of canonical weights are decoded as rows of a slice")

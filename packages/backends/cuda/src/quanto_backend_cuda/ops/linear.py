@@ -18,8 +18,9 @@ from .weights import Facts, aligned, facts, raw_scale
 
 __all__ = ["FUSED_TOKENS", "fused", "grouped_linear", "linear", "start"]
 
-# Above, decoding the weight and cuBLAS is faster (H100: 14336 x 4096, int4).
-FUSED_TOKENS = 1024
+# Above, decoding the weight and cuBLAS is faster (H100, int4, us fused and by parts: 14336 x 4096, 512 tokens 114 and
+# 125, 1024 tokens 228 and 200; 8192 x 28672, 1024 tokens 785 and 680).
+FUSED_TOKENS = 512
 _HALVES = (torch.float16, torch.bfloat16)
 
 

@@ -16,7 +16,7 @@ from .problem import Problem
 __all__ = ["candidates"]
 
 # Blocks of threads, in multiples of an H100's 132 multiprocessors; 0: the input dimension is never split.
-_ONCE, _TWICE, _FOUR_TIMES = 132, 264, 528
+_ONCE, _TWICE, _FOUR_TIMES, _EIGHT_TIMES = 132, 264, 528, 1056
 
 
 def candidates(problem: Problem) -> list[Tile]:
@@ -24,7 +24,7 @@ def candidates(problem: Problem) -> list[Tile]:
     m = 1 << (problem.m - 1).bit_length()
     if problem.kernel == "linear":
         return [] if m > FUSED_TOKENS else list(dict.fromkeys(_linear(m, problem.group)))
-    found = list(_few(m)) if m <= 64 else []
+    found = [t for t in _few(m) if problem.qtype != "int4" or t.bk == 128] if m <= 64 else []
     if problem.qtype != "int4" and m >= 64:
         found += _many(m)
     return list(dict.fromkeys(found or _middle(m)))
@@ -35,13 +35,13 @@ def _linear(m: int, group: int) -> Iterator[Tile]:
         yield from _diagonal(m)
         return
     if m <= 64:
-        for bn, (stages, blocks) in product((64, 128), ((3, 0), (4, _TWICE), (3, 384), (4, 448), (4, _FOUR_TIMES))):
-            yield Tile(bn, m, warps=4, stages=stages, blocks=blocks)
-            if bn == 128 and m == 64:
-                yield Tile(bn, m, warps=8, stages=stages, blocks=blocks)
+        for bn, warps in ((64, 4), (128, 4), (128, 8), (256, 8)):
+            for stages, blocks in ((3, 0), (4, _TWICE), (3, 384), (4, 448), (4, _FOUR_TIMES), (3, _EIGHT_TIMES)):
+                yield Tile(bn, m, warps=warps, stages=stages, blocks=blocks)
         for ahead in (8, 32):
             yield Tile(64, m, warps=4, stages=4, blocks=_TWICE, ahead=ahead)
             yield Tile(128, m, warps=4, stages=3, blocks=384, ahead=ahead)
+            yield Tile(128, m, warps=4, stages=4, blocks=_FOUR_TIMES, ahead=ahead)
         return
     for bm, on_weight in product((128, 256) if m > 128 else (64, 128), (True, False) if group else (False,)):
         for bn, stages, blocks in ((128, 3, _ONCE), (128, 3, _TWICE), (128, 4, _ONCE), (64, 4, _TWICE)):
@@ -55,14 +55,20 @@ def _diagonal(m: int) -> Iterator[Tile]:
     for bn, stages, ahead in product((rows, 2 * rows), (3, 4, 6), (0, 8, 32)):
         if m == 1 or bn == rows or ahead < 32:
             yield Tile(bn, m, kw, warps=4 if bn == rows else 8, stages=stages, blocks=0, ahead=ahead)
-    for stages, ahead in ((3, 0), (4, 8)):
-        yield Tile(rows, m, kw, stages=stages, blocks=_TWICE, ahead=ahead)
-        yield Tile(rows, m, kw, stages=stages, blocks=_FOUR_TIMES, ahead=ahead)
+    for blocks in (_TWICE, _FOUR_TIMES, _EIGHT_TIMES):
+        yield Tile(rows, m, kw, stages=3, blocks=blocks)
+        yield Tile(rows, m, kw, stages=3, blocks=blocks, ahead=8)
+    for stages, ahead in product((3, 4, 6), (0, 8)):  # the fewest rows that wgmma takes
+        yield Tile(rows // 2, m, kw, stages=stages, blocks=0, ahead=ahead)
+    yield Tile(rows // 2, m, kw, stages=4, blocks=_EIGHT_TIMES)
     if m <= 2:  # the shapes of twice and four times the tokens, which fill their columns with nothing
-        for wide, (stages, ahead) in product((2, 4), ((4, 0), (4, 8), (3, 16))):
+        for wide, (stages, ahead) in product((2, 4, 8), ((3, 0), (4, 0), (3, 8), (2, 8))):
             yield Tile(rows * wide, m * wide, kw // wide, stages=stages, blocks=0, ahead=ahead)
+            if stages == 3:
+                yield Tile(rows * wide, m * wide, kw // wide, stages=3, blocks=_FOUR_TIMES, ahead=ahead)
+                yield Tile(rows * wide // 2, m * wide, kw // wide, stages=3, blocks=0, ahead=ahead)
     for stages, ahead in ((4, 0), (4, 8)):  # half the threads: the product by mma.sync
-        yield Tile(max(rows // 2, 4), m, kw, warps=2, stages=stages, blocks=0, ahead=ahead)
+        yield Tile(rows // 2, m, kw, warps=2, stages=stages, blocks=0, ahead=ahead)
 
 
 def _few(m: int) -> Iterator[Tile]:

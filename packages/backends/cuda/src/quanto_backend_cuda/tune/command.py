@@ -21,7 +21,7 @@ from .search import Found, search
 __all__ = ["GROUPS", "merged", "plan", "tune", "write"]
 
 #: columns that share a scale, where most users have them; other qtypes have a scale per row.
-GROUPS = {"int4": 128, "int3": 128, "int2": 128, "nf4": 64, "fp4": 64}
+GROUPS = {"int4": 128, "int3": 128, "int2": 128, "nf4": 64, "fp4": 64, "mxfp4": 32}
 _WEIGHTS = (*GROUPS, "int8", "float8_e4m3fn", "float8_e5m2")
 _SCALED = ("int8", "float8_e4m3fn", "int4")
 _SHAPES = ("4096x4096", "14336x4096", "4096x14336")

@@ -48,7 +48,7 @@ class Ahead:
 
 @functools.lru_cache(maxsize=2)
 def _operands(problem: Problem, device: str) -> Operands:
-    return problem.operands(torch.device(device), copies=1)
+    return problem.shapes(torch.device(device))
 
 
 def compile_tile(problem: Problem, tile: Tile, device: str) -> str:

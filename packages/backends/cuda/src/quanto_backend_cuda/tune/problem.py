@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from quanto import packing
 from quanto.qtypes import get_qtype
@@ -60,7 +60,12 @@ class Problem:
 
     def operands(self, device: torch.device, copies: int | None = None) -> Operands:
         """Random operands, with as many copies of the weight as fill the caches."""
-        return Operands(self, device, copies_for(self.nbytes) if copies is None else copies)
+        generator = torch.Generator(device).manual_seed(0)
+        return Operands(self, device, copies_for(self.nbytes) if copies is None else copies, generator)
+
+    def shapes(self, device: torch.device) -> Operands:
+        """Operands that nobody has written to: enough to compile for, and no work for the GPU."""
+        return Operands(self, device, 1, None)
 
 
 class Operands:
@@ -70,21 +75,25 @@ class Operands:
         out: where the result goes.
     """
 
-    def __init__(self, problem: Problem, device: torch.device, copies: int) -> None:
+    def __init__(self, problem: Problem, device: torch.device, copies: int, generator: Generator | None) -> None:
         p = self.problem = problem
-        generator = torch.Generator(device).manual_seed(0)
         groups = p.k // p.group if p.group else 1
         self._weights = []
         for _ in range(copies):
             codes = _bytes(p.n, _width(p), device, generator)
-            scale = _scales((p.n, groups), get_qtype(p.qtype).amax * p.k**0.5, device, generator)
-            self._weights.append((codes, scale.to(p.dtype)))
+            if get_qtype(p.qtype).scale_dtype == torch.float8_e8m0fnu:
+                scale = _bytes(p.n, groups, device, generator).bitwise_and_(7).add_(120).view(torch.float8_e8m0fnu)
+            else:
+                scale = _scales((p.n, groups), get_qtype(p.qtype).amax * p.k**0.5, p.dtype, device, generator)
+            self._weights.append((codes, scale))
         self.out = torch.empty(p.m, p.n, dtype=p.dtype, device=device)
         if p.kernel == "linear":
-            self._x = torch.randn(p.m, p.k, device=device, generator=generator).to(p.dtype)
+            self._x = torch.empty(p.m, p.k, dtype=p.dtype, device=device)
+            if generator is not None:
+                self._x.normal_(generator=generator)
         else:
             self._x = _bytes(p.m, p.k, device, generator).view(get_qtype(p.x_qtype).storage)
-            self._xs = _scales((p.m,), get_qtype(p.x_qtype).amax, device, generator)
+            self._xs = _scales((p.m,), get_qtype(p.x_qtype).amax, torch.float32, device, generator)
 
     def calls(self, tile: Tile) -> list[Callable[[], None]]:
         """One function per copy of the weight, that multiplies by it."""
@@ -112,11 +121,14 @@ def _width(p: Problem) -> int:
     return packing.packed_size(size, get_qtype(p.qtype).bits)
 
 
-def _bytes(rows: int, width: int, device: torch.device, generator: torch.Generator) -> Tensor:
-    raw = torch.randint(0, 256, (rows, width), dtype=torch.uint8, device=device, generator=generator)
-    return raw & _FINITE
+def _bytes(rows: int, width: int, device: torch.device, generator: Generator | None) -> Tensor:
+    raw = torch.empty(rows, width, dtype=torch.uint8, device=device)
+    return raw if generator is None else raw.random_(0, 256, generator=generator).bitwise_and_(_FINITE)
 
 
-def _scales(shape: tuple[int, ...], largest: float, device: torch.device, generator: torch.Generator) -> Tensor:
+def _scales(
+    shape: tuple[int, ...], largest: float, dtype: torch.dtype, device: torch.device, generator: Generator | None
+) -> Tensor:
     """Such that results are neither lost nor infinite in half precision."""
-    return torch.rand(shape, device=device, generator=generator).add_(0.5).div_(largest)
+    raw = torch.empty(shape, dtype=dtype, device=device)
+    return raw if generator is None else raw.uniform_(0.5, 1.5, generator=generator).div_(largest)

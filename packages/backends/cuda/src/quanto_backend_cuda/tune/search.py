@@ -87,10 +87,10 @@ def search(
     for problem, _, tiles in plan:
         compiled.submit(problem, tiles)
     for i, (problem, now, tiles) in enumerate(plan):
-        until = time.monotonic() + (end - time.monotonic()) / (len(plan) - i)
         if time.monotonic() >= end:
             return
-        found = _best(problem, now, tiles, device, until, compiled, measure)
+        share = 1 / (len(plan) - i)
+        found = _best(problem, now, tiles, device, (end, share), compiled, measure)
         if found is not None:
             yield found
 
@@ -100,10 +100,12 @@ def _best(
     now: Tile,
     tiles: list[Tile],
     device: torch.device,
-    until: float,
+    bound: tuple[float, float],
     compiled: Compiled,
     measure: Callable[[Operands, Tile, torch.device], float],
 ) -> Found | None:
+    end, share = bound
+    until = end
     operands = problem.operands(device)
     times: dict[Tile, float] = {}
     expected: torch.Tensor | None = None
@@ -111,7 +113,9 @@ def _best(
     for tile in tiles:
         if times and time.monotonic() >= until:
             break
-        reason = compiled.ready(problem, tile, 60 if not times else until - time.monotonic())
+        reason = compiled.ready(problem, tile, until - time.monotonic())
+        if not times:  # the pool has started: what is left is shared from here on
+            until = time.monotonic() + (end - time.monotonic()) * share
         if reason is None:
             continue  # not compiled in time
         try:

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only a GPU can show: streams, graphs, Inductor, sizes beyond 32 bits, two devices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import quanto
+from quanto_backend_cuda.layout import TILED
+from quanto_backend_cuda.specs import specs
+
+pytestmark = pytest.mark.gpu
+
+
+def layer(n: int = 1024, k: int = 4096, qtype: str = "int4", device: str = "cuda") -> torch.nn.Module:
+    torch.manual_seed(0)
+    made = torch.nn.Linear(k, n, device=device, dtype=torch.bfloat16)
+    return quanto.freeze(quanto.quantize(made, qtype))
+
+
+def expected(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    weight = model.qtensor().dequantize(torch.float32).double()
+    return x.double() @ weight.t() + model.bias.double()
+
+
+def close(got: torch.Tensor, want: torch.Tensor, tolerance: float = 2e-2) -> bool:
+    return bool(((got.double() - want).abs() <= tolerance * want.abs().max()).all())
+
+
+def test_models_use_these_kernels() -> None:
+    found = quanto.explain(layer())
+    assert found.layers[0].kernel == "cuda.linear_tiled"
+
+
+@torch.no_grad()
+def test_streams_do_not_disturb_each_other() -> None:
+    model = layer()
+    inputs = [torch.randn(m, 4096, device="cuda", dtype=torch.bfloat16) for m in (1, 2, 16, 40)]
+    wants = [expected(model, x) for x in inputs]
+    model(inputs[0])
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in inputs]
+    results: list[list[torch.Tensor]] = [[] for _ in inputs]
+    for _ in range(20):
+        for stream, x, out in zip(streams, inputs, results, strict=True):
+            with torch.cuda.stream(stream):
+                out.append(model(x))
+    torch.cuda.synchronize()
+    for out, want in zip(results, wants, strict=True):
+        assert all(close(y, want) for y in out)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [1, 16, 64])
+def test_graphs_replay_with_new_inputs(tokens: int) -> None:
+    model = layer()
+    x = torch.randn(tokens, 4096, device="cuda", dtype=torch.bfloat16)
+    model(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = model(x)
+    for _ in range(3):
+        x.normal_()
+        graph.replay()
+        assert close(y, expected(model, x))
+
+
+@torch.no_grad()
+def test_compiled_models_use_cuda_graphs_and_show_their_kernels_to_inductor() -> None:
+    from torch._inductor.utils import run_and_get_code
+
+    model = torch.nn.Sequential(layer(4096, 4096), torch.nn.GELU(), layer(256, 4096))
+    x = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
+    want = model(x)
+    compiled = torch.compile(model, mode="reduce-overhead", fullgraph=True)
+    got, (code,) = run_and_get_code(compiled, x)
+    assert close(got, want.double())
+    assert "def linear" in code, "the Triton source is part of the generated code"
+    for _ in range(3):
+        assert close(compiled(x).clone(), want.double())
+
+
+@torch.no_grad()
+def test_weights_beyond_32_bits() -> None:
+    n, k = (1 << 19) + 16, 4096  # 2 ** 31 + 2 ** 16 elements
+    codes = torch.randint(-127, 128, (n, k), device="cuda", dtype=torch.int8)
+    scale = torch.rand(n, 1, device="cuda").add_(0.5).to(torch.bfloat16)
+    specs()
+    x = torch.randn(2, k, device="cuda", dtype=torch.bfloat16)
+    for tiled in (False, True):
+        tensors = (codes, scale, None, None)
+        if tiled:
+            tensors = TILED.pack(tensors, "int8", (1, k), k)
+        operator = torch.ops.quanto_cuda.linear_tiled if tiled else torch.ops.quanto_cuda.linear
+        y = operator(x, *tensors, None, "int8", [1, k])
+        for rows in (slice(0, 64), slice(n - 64, n)):
+            assert close(y[:, rows], x.double() @ (codes[rows].double() * scale[rows].double()).t())
+    many = torch.ops.quanto_cuda.linear(x.repeat(600, 1), codes, scale, None, None, None, "int8", [1, k])
+    assert close(many[-1:, -64:], x[-1:].double() @ (codes[-64:].double() * scale[-64:].double()).t())
+
+
+@torch.no_grad()
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_devices_at_once() -> None:
+    models = [layer(device=f"cuda:{i}") for i in range(2)]
+    inputs = [torch.randn(4, 4096, device=f"cuda:{i}", dtype=torch.bfloat16) for i in range(2)]
+    for _ in range(10):
+        results = [model(x) for model, x in zip(models, inputs, strict=True)]
+    assert all(close(y, expected(m, x)) for y, m, x in zip(results, models, inputs, strict=True))
+    w = models[0].operand()
+    with pytest.raises(ValueError, match="codes is on cuda:0"):
+        torch.ops.quanto_cuda.linear_tiled(inputs[1], *w[:4], None, w.qtype, list(w.block_size))
+
+
+@torch.no_grad()
+def test_many_tokens_do_not_keep_a_float_weight() -> None:
+    model = layer(8192, 8192)
+    x = torch.randn(2048, 8192, device="cuda", dtype=torch.bfloat16)
+    model(x)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    y = model(x)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() - before <= y.numel() * y.element_size() + (1 << 20)
+    assert torch.cuda.max_memory_allocated() - before <= y.numel() * y.element_size() + (1 << 27) + (64 << 20)
