@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of a causal language model")
     parser.add_argument("--text", type=Path, required=True, help="held-out text")
-    parser.add_argument("--calibration", type=Path, required=True, help="sample text")
+    parser.add_argument("--calibration", type=Path, nargs="+", required=True, help="sample texts, in equal parts")
     parser.add_argument("--block", type=int, default=512, help="tokens per block")
     parser.add_argument("--blocks", type=int, default=64, help="held-out blocks")
     parser.add_argument("--samples", type=int, default=64, help="calibration blocks")
@@ -192,7 +192,9 @@ def main() -> None:
             parser.error(f"{path} holds {len(ids)} tokens, fewer than {wanted}")
         return ids
 
-    sample = tokens(options.calibration, options.samples).view(options.samples, options.block)
+    each = options.samples // len(options.calibration)
+    parts = [tokens(path, each).view(each, options.block) for path in options.calibration]
+    sample = torch.stack(parts, 1).flatten(0, 1)  # in turns, so that every batch holds some of each
     setup = Setup(
         lambda: AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval().to(options.device),
         list(sample.split(4)),
@@ -203,10 +205,10 @@ def main() -> None:
     facts = {
         "model": options.model.name,
         "text": options.text.name,
-        "calibration": options.calibration.name,
+        "calibration": " + ".join(path.name for path in options.calibration),
         "block": options.block,
         "tokens": options.blocks * options.block,
-        "samples": options.samples,
+        "samples": len(sample),
         "torch": torch.__version__,
         "quanto": quanto.__version__,
     }
