@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models compile whole, and block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import cls, run
+
+from quanto_diffusers import QuantoConfig
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_without_graph_breaks(repeated: bool, weights: str, saved: Callable[[str], Path]) -> None:
+    model = cls("flux").from_pretrained(saved("flux"), quantization_config=QuantoConfig(weights))
+    expected = run(model, "flux")
+    torch.compiler.reset()
+    if repeated:
+        model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    else:
+        model.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(model, "flux"), expected, rtol=1e-4, atol=1e-5)
