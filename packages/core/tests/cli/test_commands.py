@@ -10,7 +10,7 @@ from quanto.cli import commands
 from quanto.cli.app import App
 
 
-@pytest.mark.parametrize("name", ["info"])
+@pytest.mark.parametrize("name", ["quantize", "inspect", "eval", "plan", "bench", "info"])
 def test_each_command_says_what_it_does(name: str) -> None:
     app = App()
     commands.register(app)

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import typer
 
-from . import info
+from . import bench, evaluate, info, inspect, planning, quantize
 
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Adds every subcommand of core."""
+    app.command("quantize")(quantize.quantize)
+    app.command("inspect")(inspect.inspect)
+    app.command("eval")(evaluate.evaluate)
+    app.command("plan")(planning.plan)
+    app.command("bench")(bench.bench)
     app.command("info")(info.info)

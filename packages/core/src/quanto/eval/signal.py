@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..nn.base import QModule
 from ..tensor import quantize_tensor
+from ..weight import CANONICAL
 from .picture import bars
 
 __all__ = ["LayerSignal", "SignalReport", "decibel", "sqnr"]
@@ -114,8 +115,7 @@ def sqnr(model: nn.Module, reference: nn.Module) -> SignalReport:
         if original.shape != value.shape:
             raise ValueError(f"{full} has shape {tuple(value.shape)}, in the reference {tuple(original.shape)}")
         found = decibel(original.detach().cpu(), value.cpu())
-        stored = module.qtensor(name) if f"{name}_packed" in module._parameters else _codes(module, name)
-        bits = 8 * stored.nbytes / max(original.numel(), 1)
+        bits = 8 * _stored(module, name) / max(original.numel(), 1)
         scheme = str(module._slots[name].scheme)
         layers.append(LayerSignal(full, scheme, tuple(original.shape), bits, found, 10 ** (-found / 20)))
     if not layers:
@@ -130,7 +130,9 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, QModule, str]]:
                 yield (f"{prefix}.{name}" if prefix else name), module, name
 
 
-def _codes(module: QModule, name: str) -> Tensor:
-    """What a trainable weight would become, without values."""
+def _stored(module: QModule, name: str) -> int:
+    """Bytes of codes, scales and zero points in a file."""
     slot = module._slots[name]
-    return quantize_tensor(torch.empty(slot.rows_shape(), dtype=slot.dtype, device="meta"), slot.scheme)
+    if f"{name}_packed" in module._parameters and slot.layout == CANONICAL:
+        return sum(part.nbytes for part in module.operand(name)[:4] if part is not None)
+    return quantize_tensor(torch.empty(slot.rows_shape(), dtype=slot.dtype, device="meta"), slot.scheme).nbytes

@@ -17,6 +17,11 @@ class Reader:
 
     `detect` says whether a folder is in this format without reading tensors; `load` fills the float model and returns
     it quantized and frozen.
+
+    The command line asks more of a reader that has the method `accepts(folder)`, and any of these (see
+    `quanto.serialization.foreign`): `layers(folder)`, which modules of a float folder are quantized by default, each
+    with the arrangement of its weight, or None; `open(folder)`, a model and what makes tokens of a text; and
+    `complete(source, folder, manifest)`, which adds files that another library needs to load what quanto wrote.
     """
 
     detect: Callable[[Path], bool]

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`quanto quantize`: a float checkpoint becomes a quantized one."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ..scheme import Rule, Scheme
+from .options import read_rules, read_scheme, read_tokens, split_words
+
+__all__ = ["quantize"]
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(help="A folder of safetensors files, or one such file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    weights: Annotated[str, typer.Option(help="Data type of the weights, or a preset such as w8a8.")] = "",
+    algorithm: Annotated[
+        str, typer.Option(help="How scales and codes are chosen; with --data also steps such as awq,gptq.")
+    ] = "",
+    group_size: Annotated[int, typer.Option(min=0, help="Weights that share a scale; 0: the data type's own.")] = 0,
+    rules: Annotated[Path | None, typer.Option(help="A TOML or JSON file of rules for single modules.")] = None,
+    exclude: Annotated[list[str], typer.Option(help="Modules to leave floating: a glob; may be repeated.")] = [],  # noqa: B006
+    data: Annotated[Path | None, typer.Option(help="A text for the algorithms that need sample data.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Sequences of --data to use.")] = 128,
+    length: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 512,
+    shard_size: Annotated[str, typer.Option(help="Largest size of a file.")] = "5GB",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Quantize a float checkpoint, tensor by tensor; the same call goes on after a kill."""
+    start = time.perf_counter()
+    listed, skipped = read_rules(rules), split_words(exclude)
+    if data is None:
+        scheme = read_scheme(weights, algorithm, group_size)
+        _some(scheme, listed)
+        result = _stream(model, output, scheme, listed, skipped, shard_size)
+    else:
+        scheme = read_scheme(weights, "", group_size)
+        _some(scheme, listed)
+        steps = split_words([algorithm]) or ["gptq"]
+        result = _calibrate(model, output, scheme, listed, skipped, shard_size, data, (samples, length), steps)
+    result |= {"output": str(output), "seconds": round(time.perf_counter() - start, 2)}
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    also = "".join(f", {name}" for name in result["formats"])
+    typer.echo(
+        f"{output}: {result['modules']} modules quantized, {result['bytes_before']:,} bytes became "
+        f"{result['bytes']:,} ({result['bytes'] / result['bytes_before']:.0%}) in {result['seconds']} s; "
+        f"loads with quanto.load{also}"
+    )
+
+
+def _some(scheme: Scheme | None, rules: list[Rule]) -> None:
+    if scheme is None and not rules:
+        raise ValueError("say what to quantize to: --weights int4, or --rules FILE")
+
+
+def _stream(
+    model: Path, output: Path, scheme: Scheme | None, rules: list[Rule], exclude: list[str], shard_size: str
+) -> dict[str, Any]:
+    from ..serialization.convert import choose, convert, finish
+    from ..serialization.foreign import complete, known_layers
+    from ..serialization.sources import Source
+
+    source = Source.open(model)
+    layers = known_layers(source.folder) if model.is_dir() else None
+    chosen = choose(source, scheme, rules, exclude, layers)
+    manifest = convert(source, output, chosen, shard_size=shard_size)
+    formats = complete(source.folder, output, manifest) if model.is_dir() else []
+    finish(output, manifest)
+    return _summary(sum(info.nbytes for info in source.infos.values()), manifest, formats)
+
+
+def _calibrate(
+    model: Path,
+    output: Path,
+    scheme: Scheme | None,
+    rules: list[Rule],
+    exclude: list[str],
+    shard_size: str,
+    data: Path,
+    size: tuple[int, int],
+    steps: list[str],
+) -> dict[str, Any]:
+    from ..algorithms import calibrate_weights
+    from ..model import quantize as mark
+    from ..serialization.convert import copy_beside
+    from ..serialization.foreign import complete, known_layers, open_model
+    from ..serialization.manifest import FILE, Manifest
+    from ..serialization.save import save
+
+    if (output / FILE).exists():
+        raise ValueError(f"{output} holds a quantized model already: remove it, or name another folder")
+    opened, encode = open_model(model)
+    samples, length = size
+    tokens = read_tokens(data, encode, length, samples * length)
+    batches = [block.unsqueeze(0) for block in tokens[: len(tokens) // length * length].view(-1, length)]
+    layers = known_layers(model)
+    include = None if layers is None or scheme is None else list(layers)
+    before = sum({t.data_ptr(): t.nbytes for t in opened.state_dict().values()}.values())
+    mark(opened, scheme=scheme, rules=rules, include=include, exclude=exclude)
+    output.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        calibrate_weights(opened, batches, steps, resume=output / "quanto.calibration")
+    copy_beside(model, output)
+    save(opened, output, shard_size=shard_size)
+    manifest = Manifest.read(output)
+    return _summary(before, manifest, complete(model, output, manifest))
+
+
+def _summary(before: int, manifest: Any, formats: list[str]) -> dict[str, Any]:
+    schemes: dict[str, int] = {}
+    for entry in manifest.modules.values():
+        name = str(Scheme.from_dict(entry["scheme"]))
+        schemes[name] = schemes.get(name, 0) + 1
+    return {
+        "modules": len(manifest.modules),
+        "schemes": schemes,
+        "bytes_before": before,
+        "bytes": sum(size for _, size in manifest.shards),
+        "files": [name for name, _ in manifest.shards],
+        "formats": formats,
+    }

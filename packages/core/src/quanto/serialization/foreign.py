@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a registered format can do beside reading: know an architecture, open a model, complete a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .formats import formats
+from .manifest import Manifest
+
+__all__ = ["Opened", "complete", "known_layers", "open_model"]
+
+#: a float or quantized model, and what makes tokens, int64 `[n]`, of a text
+Opened = tuple[nn.Module, Callable[[str], Tensor]]
+
+
+def _able(folder: Path, method: str) -> tuple[str, Any] | None:
+    from ..plugins.manager import plugins
+
+    plugins.load()
+    for name, found in formats.items():
+        if callable(getattr(found, method, None)) and found.accepts(folder):
+            return name, found
+    return None
+
+
+def known_layers(folder: Path) -> dict[str, str] | None:
+    """Arrangement by name of the layers that are quantized by default; None where no format knows the architecture."""
+    found = _able(folder, "layers")
+    return None if found is None else found[1].layers(folder)
+
+
+def open_model(folder: Path) -> Opened:
+    """A folder's model and its tokenizer.
+
+    Raises:
+        ValueError: if no installed format opens the folder.
+    """
+    found = _able(folder, "open")
+    if found is None:
+        raise ValueError(f"{folder}: no installed package knows how to run this model (quanto-transformers may)")
+    opened: Opened = found[1].open(folder)
+    return opened
+
+
+def complete(source: Path, folder: Path, manifest: Manifest) -> list[str]:
+    """Lets a format add the files that its library needs to load the folder; returns its name, if one did."""
+    found = _able(source, "complete")
+    if found is None:
+        return []
+    found[1].complete(source, folder, manifest)
+    return [found[0]]

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`quanto quantize` from the words to the folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import quanto
+from quanto.cli import main
+from quanto.serialization.foreign import open_model
+
+
+def test_a_folder_is_streamed_and_completed(language_model: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["quantize", str(language_model), "-o", str(out), "--weights", "int4", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["modules"], result["schemes"], result["formats"]) == (4, {"int4": 4}, ["bytes"])
+    assert (out / "completed").read_text() == "4"
+    model, _ = open_model(out)
+    expected = quanto.freeze(quanto.quantized(open_model(language_model)[0], "int4", include="blocks.*"))
+    ids = torch.arange(64).view(2, 32)
+    assert torch.equal(model(ids), expected(ids))
+
+
+def test_a_lone_file_and_rules(language_model: Path, tmp_path: Path, capsys) -> None:
+    rules = tmp_path / "rules.json"
+    rules.write_text(json.dumps([{"pattern": "*.0", "weights": "int8"}]))
+    words = ["quantize", str(language_model / "model.safetensors"), "-o", str(tmp_path / "out"), "--rules", str(rules)]
+    assert main(words) == 0
+    assert "2 modules quantized" in capsys.readouterr().out
+
+
+def test_data_calibrates(language_model: Path, text: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    words = ["quantize", str(language_model), "-o", str(out), "--weights", "int4", "--algorithm", "gptq", "--json"]
+    assert main([*words, "--data", str(text), "--length", "64", "--samples", "8"]) == 0
+    assert json.loads(capsys.readouterr().out)["modules"] == 4
+    calibrated, _ = open_model(out)
+    original, encode = open_model(language_model)
+    rounded = quanto.freeze(quanto.quantized(original, "int4", include="blocks.*"))
+    ids = encode(text.read_text())[:512].view(1, -1)
+    with torch.no_grad():
+        errors = [(model(ids) - original(ids)).square().mean() for model in (calibrated, rounded)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "say what to quantize to"),
+        (["--weights", "int9"], "int9"),
+        (["--group-size", "32"], "--group-size needs --weights"),
+        (["--weights", "int8", "--exclude", "nothing"], "matches no weight"),
+        (["--weights", "int8", "--rules", "missing.json"], "No such file"),
+        (["--weights", "int8", "--shard-size", "big"], "shard_size"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(
+    language_model: Path, tmp_path: Path, capsys, words: list[str], message: str
+) -> None:
+    assert main(["quantize", str(language_model), "-o", str(tmp_path / "out"), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("quanto: error: ")
+    assert error.count("\n") == 1
+
+
+def test_a_finished_folder_is_not_overwritten(language_model: Path, text: Path, tmp_path: Path, capsys) -> None:
+    words = ["quantize", str(language_model), "-o", str(tmp_path / "out"), "--weights", "int8"]
+    assert main(words) == 0
+    assert main(words) == main([*words, "--data", str(text)]) == 2
+    assert capsys.readouterr().err.count("holds a quantized model already") == 2
