@@ -22,11 +22,13 @@ class _Notes(Step):
         self.names: list[str] = []
         self.layers: list[list[str]] = []
         self.inputs: list[torch.Tensor] = []
+        self.compares: list[bool] = []
 
     def apply(self, block: Block) -> None:
         self.names.append(block.name)
         self.layers.append(list(block.layers()))
         self.inputs.append(block.inputs.values[0])
+        self.compares.append(block.originals is not block.inputs)
 
 
 def test_goes_through_a_chain_and_ends_with_the_rest(tiny: Any, batches: list[torch.Tensor]) -> None:
@@ -36,6 +38,7 @@ def test_goes_through_a_chain_and_ends_with_the_rest(tiny: Any, batches: list[to
     assert notes.names == ["blocks.0", "blocks.1", "blocks.2", ""]
     assert notes.layers[:3] == [["gate", "up", "down"]] * 3
     assert notes.layers[3] == ["model.head"]
+    assert notes.compares == [True, True, True, False]  # a head is not worth a copy of the whole model
     assert all(m.frozen for m in model.modules() if isinstance(m, quanto.nn.QModule))
     # What a block is given went through the quantized blocks before it.
     with torch.no_grad():
@@ -77,6 +80,7 @@ def test_what_is_no_chain_is_one_block() -> None:
     model = quanto.quantize(_Crossed(), "int8")
     Pipeline(notes, "gptq").run(model, [{"x": torch.randn(4, 16)}])
     assert notes.names == [""]
+    assert notes.compares == [True]
     assert model.layers[0].frozen
     assert model(x=torch.randn(2, 16)).isfinite().all()
 

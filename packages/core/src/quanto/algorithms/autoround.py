@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .. import packing, reference
@@ -53,8 +53,7 @@ class AutoRound(Step):
                 block.skipped.append(f"{name}: rounding is learned for integers, not for {layer.scheme.weights}")
         if not layers:
             return
-        block.keep_original()
-        wanted = [self._output(block.original, block, i, original=True) for i in range(len(block.inputs))]
+        wanted = [self._output(block, i, original=True) for i in range(len(block.inputs))]
         generator = torch.Generator().manual_seed(self.seed)
         learned = [p for r in layers.values() for p in (r.offset, r.factor)]
         least, best = float("inf"), [p.detach().clone() for p in learned]
@@ -82,19 +81,18 @@ class AutoRound(Step):
             for index in picked:
                 for rounding in layers.values():
                     rounding.current = rounding.weight()
-                error = self._output(block.module, block, index) - wanted[index]
+                error = self._output(block, index) - wanted[index]
                 loss = error.square().mean() / wanted[index].square().mean().clamp(min=1e-12) / len(picked)
                 loss.backward()
                 total += float(loss.detach())
         return total
 
     @staticmethod
-    def _output(module: nn.Module, block: Block, index: int, original: bool = False) -> Tensor:
-        stream = block.originals if original else block.inputs
+    def _output(block: Block, index: int, original: bool = False) -> Tensor:
         if not original:
-            return first_tensor(stream.run(module, index)).float()
-        with as_float(module):
-            return first_tensor(stream.run(module, index)).float().detach()
+            return first_tensor(block.inputs.run(block.module, index)).float()
+        with as_float(block.module):
+            return first_tensor(block.originals.run(block.module, index)).float().detach()
 
 
 class _Rounding:

@@ -63,16 +63,14 @@ class GPTQ(Step):
         """Freezes every linear layer of the block."""
         layers = block.layers()
         groups = input_groups(block)
-        if self.correct:
+        crossed = self.correct > 0 and block.originals is not block.inputs
+        if crossed:
             block.keep_original()  # as it is now: steps before may have scaled its channels
-        ahead = {} if self.sequential else {g[0]: self._moments(block, g[0]) for g in groups}
+        ahead = {} if self.sequential else {g[0]: moments(block, g[0], crossed) for g in groups}
         for group in groups:
-            found = ahead.pop(group[0], None) or self._moments(block, group[0])
+            found = ahead.pop(group[0], None) or moments(block, group[0], crossed)
             for name in group:
                 block.losses[name] = self._quantize(layers[name], found)
-
-    def _moments(self, block: Block, name: str) -> Moments:
-        return moments(block, name, crossed=self.correct > 0)
 
     def _quantize(self, layer: QModule, found: Moments) -> float:
         slot = layer._slots["weight"]

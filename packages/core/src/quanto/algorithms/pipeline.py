@@ -83,7 +83,7 @@ class Pipeline:
             with Progress(len(chain) + 1, progress) as bar:
                 if streams is not None:
                     self._chain(chain, streams, store, bar)
-                self._rest(model, samples, store, bar)
+                self._rest(model, samples, store, bar, streams is not None)
         arrange(model)
         if store is not None:
             store.finish()
@@ -106,10 +106,11 @@ class Pipeline:
             originals = later if keep else values
             bar.advance(block)
 
-    def _rest(self, model: nn.Module, samples: list[Any], store: Store | None, bar: Progress) -> None:
+    def _rest(self, model: nn.Module, samples: list[Any], store: Store | None, bar: Progress, chained: bool) -> None:
         """What lies outside of the chain: the whole model as one block, in which only that is still floating."""
-        block = Block("", _Whole(model), Stream([torch.empty(0)] * len(samples), [((s,), {}) for s in samples]), None)  # type: ignore[arg-type]
-        block.originals = block.inputs
+        inputs = Stream([torch.empty(0)] * len(samples), [((batch,), {}) for batch in samples])
+        # Behind a chain there is no float model left to compare with: steps see that by the one stream for both.
+        block = Block("", _Whole(model), inputs, inputs if chained else Stream(inputs.values, inputs.others))
         if any(isinstance(m, QModule) and m._slots and not m.frozen for m in model.modules()):
             self._apply(block, store)
         bar.advance(block)

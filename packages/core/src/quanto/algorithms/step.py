@@ -28,7 +28,8 @@ class Block:
         name: of the module in the model.
         module: with quantized modules in it, trainable until a step or the pipeline freezes them.
         inputs: what comes in, behind predecessors that are quantized already.
-        originals: what came in when everything was floating; as many batches as `inputs`.
+        originals: what came in when everything was floating; as many batches as `inputs`, and the same object where
+            there is no float model to compare with.
         skipped: sentences on what a step left alone.
     """
 
