@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..nn.base import QModule
 from .step import Block, as_float, first_tensor
@@ -51,30 +54,30 @@ def find_absorber(block: Block, group: list[str]) -> Absorber | None:
     No architecture is listed: each norm and linear layer of the right width is tried with random scales, and taken if
     the float block's output stays what it was. A router or any other reader of the same tensor so excludes itself.
     """
-    layers = block.layers()
-    width = layers[group[0]]._slots["weight"].shape[-1]
-    found = [c for name, module in block.module.named_modules() for c in _candidates(name, module, width, group)]
-    if not found:
-        return None
-    with as_float(block.module):
-        before = first_tensor(block.inputs.run(block.module, 0)).float()
+    copied = copy.deepcopy(block.module).float()  # in bfloat16 a residual stream would hide what changes
+    args, kwargs = tree_map_only(Tensor, _float, block.inputs.others[0])
+    value = _float(block.inputs.values[0])
+    width = block.layers()[group[0]]._slots["weight"].shape[-1]
+    found = [c for name, module in copied.named_modules() for c in _candidates(name, module, width, group)]
+    layers: list[Any] = [copied.get_submodule(name) for name in group]
+    with as_float(copied):
+        before = first_tensor(copied(value, *args, **kwargs))
         for candidate in sorted(found, key=lambda c: isinstance(c.module, QModule)):
-            generator = torch.Generator().manual_seed(0)
             channels = width // candidate.repeat
-            probe = torch.rand(channels, generator=generator).add_(0.5).to(before.device)
-            scale = candidate.expand(probe)
-            saved = _weights([candidate.module, *(layers[name] for name in group)])
-            scale_inputs(candidate, [layers[name] for name in group], scale)
-            after = first_tensor(block.inputs.run(block.module, 0)).float()
-            for parameter, value in saved:
-                parameter.copy_(value)
-            if (after - before).norm() <= _tolerance(saved[-1][0].dtype) * before.norm():
-                return candidate
+            probe = torch.rand(channels, generator=torch.Generator().manual_seed(0)).add_(0.5).to(before.device)
+            parameters = [p for m in (candidate.module, *layers) for p in m._parameters.values() if p is not None]
+            saved = [p.detach().clone() for p in parameters]
+            scale_inputs(candidate, layers, candidate.expand(probe))
+            after = first_tensor(copied(value, *args, **kwargs))
+            for parameter, old in zip(parameters, saved, strict=True):
+                parameter.copy_(old)
+            if (after - before).norm() <= 1e-4 * before.norm():
+                return replace(candidate, module=block.module.get_submodule(candidate.name))
     return None
 
 
-def _tolerance(dtype: torch.dtype) -> float:
-    return 1e-4 if dtype == torch.float32 else 20 * torch.finfo(dtype).eps
+def _float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _candidates(name: str, module: nn.Module, width: int, group: list[str]) -> list[Absorber]:
@@ -90,10 +93,6 @@ def _candidates(name: str, module: nn.Module, width: int, group: list[str]) -> l
         return [Absorber(name, module)]
     heads = [h for h in (32, 64, 80, 96, 128, 256) if weight.shape[0] % h == 0]
     return [Absorber(name, module, repeat, head) for head in heads]
-
-
-def _weights(modules: list[nn.Module]) -> list[tuple[Tensor, Tensor]]:
-    return [(p, p.detach().clone()) for m in modules for p in m._parameters.values() if p is not None]
 
 
 @torch.no_grad()
