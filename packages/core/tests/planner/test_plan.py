@@ -62,6 +62,14 @@ def test_budgets_of_size_loss_and_time(task, batches) -> None:
     assert timed.loss == pytest.approx(min(loss for _, _, loss in timed.uniform()), rel=0.2)
 
 
+def test_another_budget_measures_nothing(task, batches) -> None:
+    first = quanto.plan(task.model, batches, bits=100, candidates=CANDIDATES)
+    again, asked = first.again(bits=5), quanto.plan(task.model, batches, bits=5, candidates=CANDIDATES)
+    assert (again.choices, again.budget) == (asked.choices, asked.budget)
+    with pytest.raises(ValueError, match="a plan for time"):
+        quanto.plan(task.model, None, seconds=1.0, candidates=["int8"]).again(bits=5)
+
+
 def test_everything_affordable_gives_the_best(task, batches) -> None:
     best = quanto.plan(task.model, batches, bits=100, candidates=CANDIDATES)
     assert all(rule.scheme.weights == "int8" for rule in best.rules)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -67,6 +67,17 @@ class Plan:
     @property
     def _weights(self) -> int:
         return sum(self.sensitivity.weights)
+
+    def again(self, *, bits: float) -> Plan:
+        """The plan for another average of bits, from the same measurements.
+
+        Raises:
+            ValueError: if this plan's budget is one of time, or no choice of candidates is within the new one.
+        """
+        if self.per_weight is None:
+            raise ValueError("a plan for time has no curve of bits; call quanto.plan(…, cache=…) again")
+        choices = self.tradeoff.within(bits * self._weights)
+        return replace(self, choices=tuple(choices), budget=f"at most {bits:.4g} bits per weight")
 
     def uniform(self) -> list[tuple[Scheme, float, float]]:
         """For each candidate, as if all layers got it: itself, bits per weight and loss."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .._progress import track
@@ -145,11 +145,9 @@ def _fingerprint(layers: list[Layer], batches: list[Any] | None) -> str:
 
 def _add(digest: Any, value: Any) -> None:
     if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        digest.update(str(tuple(value.shape)).encode())
-        digest.update(
-            bytes(value.contiguous().view(torch.uint8).flatten().tolist()) if value.ndim else str(value).encode()
-        )
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
+        digest.update(ctypes.string_at(value.data_ptr(), value.nbytes))
     elif isinstance(value, Mapping):
         for name in value:
             digest.update(str(name).encode())
