@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import quanto
@@ -34,7 +34,6 @@ def _errors(x: torch.Tensor, target: Target, p: Parameters) -> torch.Tensor:
 
 @pytest.mark.parametrize("qtype", sorted(quanto.qtypes))
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=25)
 @given(data=st.data())
 def test_never_worse_than_absmax(
     qtype: str, dtype: torch.dtype, make: Any, granularities: Any, data: st.DataObject
@@ -61,7 +60,6 @@ def _symmetric(qtype: str) -> bool | None:
 @pytest.mark.parametrize("qtype", INTEGERS)
 @pytest.mark.parametrize("zero", ["int", "float"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=25)
 @given(data=st.data())
 def test_never_worse_than_minmax(
     qtype: str, zero: str, dtype: torch.dtype, make: Any, granularities: Any, data: st.DataObject
