@@ -21,6 +21,17 @@ def test_everything_announced_exists() -> None:
     assert all(hasattr(quanto, name) for name in quanto.__all__)
 
 
+def test_what_is_lazy_is_imported_when_asked_for() -> None:
+    code = """
+import sys, quanto
+lazy = ["quanto.algorithms", "quanto.planner"]
+print([m in sys.modules for m in lazy], quanto.Pipeline.__module__, quanto.plan.__module__, "plan" in dir(quanto))
+"""
+    assert _python(code) == "[False, False] quanto.algorithms.pipeline quanto.planner.plan True"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = quanto.nonsense
+
+
 def test_imports_nothing_heavy() -> None:
     code = """
 import sys, torch

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """quanto: a plugin-based, multi-backend quantization toolkit for PyTorch."""
 
-from . import algorithms, eval, nn, plugins  # noqa: A004 - quanto.eval measures; it evaluates no code
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import eval, nn, plugins  # noqa: A004 - quanto.eval measures; it evaluates no code
 from ._version import __version__
-from .algorithms import Pipeline, calibrate_weights
 from .calibration import Calibration
 from .explain import Explanation, explain
 from .kernels import KernelFallbackWarning, KernelSpec, kernels
 from .mapping import quantization_map, requantize
 from .model import arrange, dequantize, freeze, quantize, quantized
-from .planner import Plan, plan
 from .qtypes import (
     QType,
     qfloat8,
@@ -31,6 +32,11 @@ from .qtypes import (
 from .scheme import Rule, Scheme, presets
 from .serialization import load, save
 from .tensor import QTensor, quantize_activation, quantize_tensor
+
+if TYPE_CHECKING:
+    from . import algorithms
+    from .algorithms import Pipeline, calibrate_weights
+    from .planner import Plan, plan
 
 __all__ = [
     "Calibration",
@@ -80,3 +86,19 @@ __all__ = [
     "requantize",
     "save",
 ]
+
+#: imported when they are first asked for: they cost time, and loading a model needs none of them
+_LAZY = {"Pipeline": "algorithms", "calibrate_weights": "algorithms", "Plan": "planner", "plan": "planner"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "algorithms":
+        return import_module(".algorithms", __name__)
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "algorithms"})

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import quanto
+from quanto.serialization.folder import write_file
+from quanto.serialization.header import TensorInfo, build_header
 
 
 def _bits(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -60,3 +62,15 @@ def saved(tmp_path: Path, float_model: Callable[[], nn.Module]) -> Path:
     """That model as int4 in groups of 32, in a folder with one shard."""
     quanto.save(quanto.freeze(quanto.quantize(float_model(), "int4", group_size=32)), tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.fixture(scope="session")
+def write_floats() -> Callable[[Mapping[str, torch.Tensor], Path], None]:
+    """Writes tensors to a safetensors file; that library itself needs numpy for it, which core's tests do without."""
+
+    def write(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+        infos = {name: TensorInfo(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+        data = (bytes(t.detach().contiguous().reshape(-1).view(torch.uint8).tolist()) for t in tensors.values())
+        write_file(path, [build_header(infos), *data])
+
+    return write

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import quanto
@@ -16,6 +16,8 @@ from quanto.serialization import convert as module
 from quanto.serialization.convert import choose, convert, finish
 from quanto.serialization.manifest import FILE
 from quanto.serialization.sources import Source
+
+Write = Callable[[dict[str, torch.Tensor], Path], None]
 
 
 class Net(nn.Module):
@@ -40,13 +42,13 @@ def net() -> Net:
 
 
 @pytest.fixture
-def folder(net: Net, tmp_path: Path) -> Path:
+def folder(net: Net, tmp_path: Path, write_floats: Write) -> Path:
     path = tmp_path / "float"
     path.mkdir()
     state = net.state_dict()
     names = list(state)
-    save_file({n: state[n] for n in names[:4]}, path / "model-00001-of-00002.safetensors")
-    save_file({n: state[n] for n in names[4:]}, path / "model-00002-of-00002.safetensors")
+    write_floats({n: state[n] for n in names[:4]}, path / "model-00001-of-00002.safetensors")
+    write_floats({n: state[n] for n in names[4:]}, path / "model-00002-of-00002.safetensors")
     (path / "config.json").write_text("{}")
     (path / "pytorch_model.bin").write_text("not to be copied")
     return path

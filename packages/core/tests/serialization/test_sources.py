@@ -4,20 +4,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from quanto.serialization import FormatError
 from quanto.serialization.sources import Source
 
+Write = Callable[[dict[str, torch.Tensor], Path], None]
 
-def test_a_file_and_a_folder_of_shards(tmp_path: Path) -> None:
+
+def test_a_file_and_a_folder_of_shards(tmp_path: Path, write_floats: Write) -> None:
     a, b = torch.randn(3, 4), torch.randn(2).bfloat16()
-    save_file({"a": a}, tmp_path / "one.safetensors")
-    save_file({"b": b}, tmp_path / "two.safetensors")
+    write_floats({"a": a}, tmp_path / "one.safetensors")
+    write_floats({"b": b}, tmp_path / "two.safetensors")
     source = Source.open(tmp_path)
     assert torch.equal(source.read("a"), a)
     assert torch.equal(source.read("b"), b)
@@ -25,9 +27,9 @@ def test_a_file_and_a_folder_of_shards(tmp_path: Path) -> None:
     assert list(Source.open(tmp_path / "one.safetensors").infos) == ["a"]
 
 
-def test_the_index_decides_which_files_count(tmp_path: Path) -> None:
-    save_file({"a": torch.ones(1)}, tmp_path / "model-1.safetensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "consolidated.safetensors")
+def test_the_index_decides_which_files_count(tmp_path: Path, write_floats: Write) -> None:
+    write_floats({"a": torch.ones(1)}, tmp_path / "model-1.safetensors")
+    write_floats({"a": torch.zeros(1)}, tmp_path / "consolidated.safetensors")
     with pytest.raises(FormatError, match=r"'a' is in consolidated\.safetensors too"):
         Source.open(tmp_path)
     index = tmp_path / "model.safetensors.index.json"
