@@ -13,9 +13,8 @@ from tiny import cls, run
 from quanto_diffusers import QuantoConfig
 
 
-@pytest.mark.parametrize("repeated", [False, True])
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_without_graph_breaks(repeated: bool, weights: str, saved: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize(("weights", "repeated"), [("int8", True), ("int4", False)])
+def test_without_graph_breaks(weights: str, repeated: bool, saved: Callable[[str], Path]) -> None:
     model = cls("flux").from_pretrained(saved("flux"), quantization_config=QuantoConfig(weights))
     expected = run(model, "flux")
     torch.compiler.reset()
