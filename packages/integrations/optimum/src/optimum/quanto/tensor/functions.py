@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions caught above autograd: `F.linear` goes to quanto's kernels, `torch.equal` compares what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from quanto import ops
+from quanto.weight import Weight, make_key
+
+from .qbytes import ActivationQBytesTensor, WeightQBytesTensor
+from .qtensor import QTensor
+
+__all__ = ["FUNCTIONS", "core_weight"]
+
+
+def codes_of(data: Tensor) -> Tensor:
+    """Codes as quanto stores them: float8 as bytes."""
+    return data.view(torch.uint8) if data.is_floating_point() else data
+
+
+def core_weight(weight: WeightQBytesTensor) -> Weight:
+    """The same tensors as quanto's operators take them."""
+    codes, name = codes_of(weight._data), weight.qtype.core
+    block = (1, codes.shape[1])
+    return Weight(
+        codes,
+        weight._scale,
+        None,
+        None,
+        name,
+        block,
+        codes.shape[1],
+        make_key(name, block, tuple(codes.shape), weight._scale, None),
+    )
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """`F.linear` where the weight, the input or both are quantized."""
+    if not isinstance(weight, QTensor):
+        return NotImplemented
+    trains = torch.is_grad_enabled() and (weight.requires_grad or (input.requires_grad and isinstance(input, QTensor)))
+    if trains or not isinstance(weight, WeightQBytesTensor) or not _by_rows(weight):
+        x = input.dequantize() if isinstance(input, QTensor) else input
+        return F.linear(x, weight.dequantize(), bias)
+    if not isinstance(input, ActivationQBytesTensor):
+        return ops.linear(input, core_weight(weight), bias)
+    if input.ndim < 2 or input._scale.numel() != 1:
+        return ops.linear(input.dequantize(), core_weight(weight), bias)
+    codes, scale = codes_of(input._data.contiguous()), input._scale.reshape(())
+    return ops.scaled_linear(codes, scale, core_weight(weight), bias, input.qtype.core, None, input.dtype)
+
+
+def _by_rows(weight: WeightQBytesTensor) -> bool:
+    return weight.axis == 0 and weight.ndim == 2 and weight._data.is_contiguous()
+
+
+def equal(input: Tensor, other: Tensor) -> Any:
+    """`torch.equal`."""
+    if isinstance(input, QTensor) and isinstance(other, QTensor):
+        return input.equal(other)
+    return NotImplemented
+
+
+FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    F.linear: linear,
+    torch._C._nn.linear: linear,
+    torch.equal: equal,
+}
