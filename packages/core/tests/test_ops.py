@@ -264,6 +264,28 @@ def test_fakes_refuse_wrong_features(operator: str) -> None:
             getattr(OPERATORS, operator)(*meta)
 
 
+@pytest.mark.parametrize("operator", ["linear", "scaled_linear", "grouped_linear"])
+def test_operators_refuse_what_they_would_get_wrong(operator: str) -> None:
+    for arguments in ARGUMENTS[operator]("int4 group affine"):
+        call, at = getattr(OPERATORS, operator), 2 if operator == "scaled_linear" else 1
+
+        def changed(index: int, value: Any, given: list[Any] = list(arguments)) -> list[Any]:  # noqa: B006
+            return [*given[:index], value, *given[index + 1 :]]
+
+        call(*arguments)
+        with pytest.raises(RuntimeError, match=r"has 30 features, which int4 packs in 15 bytes; codes has 20"):
+            call(*changed(0, arguments[0][..., :30]))
+        with pytest.raises(ValueError, match=r"scale must have shape .*, 3\) for block_size"):
+            call(*changed(at + 1, arguments[at + 1][..., :1]))
+        out = arguments[at].shape[:-1]
+        for wrong in ((*out[:-1], 5), (*out[:-1], 1), (1, *out)):
+            with pytest.raises(ValueError, match=r"bias must have shape .*6,?\), got"):
+                call(*changed(at + 4, torch.ones(wrong)))
+        if operator != "scaled_linear":
+            with pytest.raises(TypeError, match=r"x must be a floating tensor, got torch.int32"):
+                call(*changed(0, arguments[0].int()))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

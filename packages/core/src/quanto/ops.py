@@ -54,6 +54,9 @@ _library = torch.library.Library("quanto_core", "FRAGMENT")
 _any_autocast = torch._C._is_any_autocast_enabled  # 0.1 us
 
 
+#: where the weight begins among the arguments of the linear operators; a bias follows it.
+_WEIGHT_AT = {"linear": 1, "grouped_linear": 1, "scaled_linear": 2}
+
 #: fake implementation of each operator, for kernels that wrap the same schema.
 FAKES: dict[str, Any] = {}
 
@@ -63,7 +66,7 @@ def _define() -> None:
     implementations = {"pack": packing.pack, "unpack": packing.unpack}
     for name, schema in SCHEMAS.items():
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        function = implementations.get(name) or getattr(reference, name)
+        function = _checked(name, implementations.get(name) or getattr(reference, name))
         _library.impl(name, _fresh(function), "CompositeExplicitAutograd")
         FAKES[name] = globals()[f"_fake_{name}"]
         torch.library.register_fake(f"quanto_core::{name}", FAKES[name], lib=_library)
@@ -85,6 +88,28 @@ def _fresh(function: Any) -> Any:
         if isinstance(out, tuple):
             return tuple(t.contiguous() for t in out)
         return out.clone(memory_format=torch.contiguous_format) if out is args[0] else out.contiguous()
+
+    return call
+
+
+def _checked(name: str, function: Any) -> Any:
+    """Refuses what a linear layer's arithmetic would take without a word: too few features, a short bias, integers."""
+    first = _WEIGHT_AT.get(name)
+    if first is None:
+        return function
+
+    def call(*args: Any) -> Any:
+        x, (codes, scale, zero, shared, bias) = args[0], args[first : first + 5]
+        qtype, block_size = args[-4:-2] if name == "scaled_linear" else args[-2:]
+        if name != "scaled_linear" and not (x.is_floating_point() or x.is_complex()):
+            raise TypeError(f"x must be a floating tensor, got {x.dtype}")
+        shape = (*codes.shape[:-1], x.shape[-1])
+        if codes.shape[-1] != packing.packed_size(shape[-1], get_qtype(qtype).bits):
+            _check_inner(x, codes, qtype, "x_codes" if name == "scaled_linear" else "x")
+        check_weight(Weight(codes, scale, zero, shared, qtype, block_size, shape[-1], ""), shape)
+        if bias is not None and bias.shape != codes.shape[:-1]:
+            raise ValueError(f"bias must have shape {tuple(codes.shape[:-1])}, got {tuple(bias.shape)}")
+        return function(*args)
 
     return call
 
