@@ -110,14 +110,14 @@ def _scaled_linear_int_mm(
 
 def _refuse_int_mm_cpu(request: Request) -> str | None:
     if not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
-        return "torch._int_mm is 32 times slower than float on a CPU without VNNI"
+        return "is 32 times slower than float on a CPU without VNNI"
     return None
 
 
 def _refuse_int_mm_gpu(request: Request) -> str | None:
     rows, size = request.shape[-2:]
     if rows % 8 or size % 8:
-        return f"torch._int_mm needs in_features and out_features that are multiples of 8 (here {size} and {rows})"
+        return f"needs in_features and out_features that are multiples of 8 (here {size} and {rows})"
     return None
 
 
@@ -158,7 +158,7 @@ def _scaled_linear_scaled_mm(
 def _refuse_scaled_mm(request: Request) -> str | None:
     rows, size = request.shape[-2:]
     if rows % 16 or size % 16:
-        return f"torch._scaled_mm needs in_features and out_features that are multiples of 16 (here {size} and {rows})"
+        return f"needs in_features and out_features that are multiples of 16 (here {size} and {rows})"
     return None
 
 
