@@ -240,6 +240,17 @@ def test_an_error_leaves_no_hook_and_keeps_what_was_measured() -> None:
     assert _handed(model) == [torch.Tensor, QTensor], "nothing was removed, for nothing was finished"
 
 
+def test_a_running_calibration_is_not_entered_again() -> None:
+    calibration = quanto.Calibration()
+    with calibration, pytest.raises(RuntimeError, match="running already"), calibration:
+        pass
+    assert _clean(), "hooks that are forgotten would measure every model from then on"
+    model = _model()
+    with calibration:
+        model(X)
+    assert calibration.kept == 1
+
+
 def test_calibrations_nest() -> None:
     inner, outer = _model(), _model()
     with quanto.Calibration() as first:

@@ -56,6 +56,8 @@ class Calibration:
         self._previous: Any = None
 
     def __enter__(self) -> Calibration:
+        if self._handles:  # its hooks would be forgotten, and every model measured from then on
+            raise RuntimeError("this calibration is running already; quanto.Calibration() makes one of its own")
         hooks = nn.modules.module
         self._handles = [
             hooks.register_module_forward_pre_hook(self._before),
@@ -70,6 +72,7 @@ class Calibration:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+        self._handles = []
         QTensor.on_dequantize = self._previous
         for module, scale in self._hidden.values():  # of modules that an error left half-way
             module.output_scale = scale
