@@ -30,6 +30,14 @@ def _pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("name", BUILD)
+def test_the_input_has_the_name_it_had(name: str) -> None:
+    norm, quantized = _pair(name)
+    x = torch.randn(3, 4, 32, generator=G)
+    keyword = {"x" if name == "rms" else "input": x}
+    assert torch.equal(quantized(**keyword), norm(**keyword))
+
+
+@pytest.mark.parametrize("name", BUILD)
 def test_computes_as_before(name: str) -> None:
     norm, quantized = _pair(name)
     assert type(quantized) in (quanto.nn.QLayerNorm, quanto.nn.QRMSNorm)

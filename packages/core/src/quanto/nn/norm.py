@@ -28,16 +28,22 @@ class _QNorm(QModule):
     def scheme(self) -> Scheme:
         return self._scheme
 
-    def forward(self, x: Tensor) -> Tensor:
-        """As the float module's."""
-        if isinstance(x, QTensor):
-            x = x.dequantize()
-        return finish(self, super().forward(x))
-
 
 class QLayerNorm(_QNorm, nn.LayerNorm):
     """`nn.LayerNorm` with a quantized output."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        """As the float module's."""
+        return finish(self, super().forward(_floating(input)))
+
 
 class QRMSNorm(_QNorm, nn.RMSNorm):
     """`nn.RMSNorm` with a quantized output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the float module's."""
+        return finish(self, super().forward(_floating(x)))
+
+
+def _floating(x: Tensor) -> Tensor:
+    return x.dequantize() if isinstance(x, QTensor) else x
