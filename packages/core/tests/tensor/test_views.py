@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -260,6 +261,30 @@ def test_errors_are_those_of_torch(name: str, operation: str) -> None:
         WRONG[operation](q.dequantize())
     with pytest.raises(expected.type):
         WRONG[operation](q)
+
+
+NUMBERS: dict[str, Callable[[Tensor], Any]] = {
+    "squeeze": lambda x: x.squeeze(0),
+    "transpose": lambda x: x.transpose(0, -1),
+    "slice": lambda x: x[0:1],
+    "split": lambda x: x.split(1),
+    "split into sizes": lambda x: x.split([1]),
+    "unbind": lambda x: x.unbind(),
+    "squeeze beyond": lambda x: x.squeeze(3),
+}
+
+
+@pytest.mark.parametrize("operation", NUMBERS)
+def test_a_number_without_dimensions_is_torchs_affair(operation: str) -> None:
+    q = quanto.quantize_tensor(torch.arange(1.0, 9.0), "int8")[-1]
+    assert isinstance(q, QTensor)
+    try:
+        want = NUMBERS[operation](q.dequantize())
+    except (IndexError, RuntimeError) as error:
+        with pytest.raises(type(error), match=re.escape(str(error))):
+            NUMBERS[operation](q)
+    else:
+        _assert_same(NUMBERS[operation](q), want)
 
 
 def test_no_elements() -> None:

@@ -120,6 +120,11 @@ def _copy(target: Any, source: Any, non_blocking: bool = False) -> Any:
 # -- views -------------------------------------------------------------------------------------------------------------
 
 
+def _has(q: QTensor, dim: int) -> bool:
+    """Whether q has that dimension; of one that it has not, and of numbers without any, torch says what is right."""
+    return -q.ndim <= dim < q.ndim
+
+
 @_implements(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 def _view(q: QTensor, shape: Any) -> Any:
     return views.view(q, shape)
@@ -132,6 +137,8 @@ def _t(q: QTensor) -> Any:
 
 @_implements(aten.transpose.int)
 def _transpose(q: QTensor, a: int, b: int) -> Any:
+    if not _has(q, a) or not _has(q, b):
+        return NotImplemented
     order = list(range(q.ndim))
     order[a], order[b] = order[b], order[a]
     return views.permute(q, order)
@@ -144,6 +151,8 @@ def _permute(q: QTensor, dims: Any) -> Any:
 
 @_implements(aten.slice.Tensor)
 def _slice(q: QTensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
+    if not _has(q, dim):
+        return NotImplemented
     size = q.shape[dim]
     start = 0 if start is None else start + size if start < 0 else start
     end = size if end is None else end + size if end < 0 else end
@@ -152,6 +161,8 @@ def _slice(q: QTensor, dim: int = 0, start: int | None = None, end: int | None =
 
 @_implements(aten.select.int)
 def _select(q: QTensor, dim: int, index: int) -> Any:
+    if not _has(q, dim):
+        return NotImplemented
     size = q.shape[dim]
     dim %= q.ndim
     if q.transposed:
@@ -167,7 +178,7 @@ def _select(q: QTensor, dim: int, index: int) -> Any:
 @_implements(aten.split_with_sizes.default)
 def _split_sizes(q: QTensor, sizes: Any, dim: int = 0) -> Any:
     out, start = [], 0
-    if sum(sizes) != q.shape[dim] or any(size < 0 for size in sizes):
+    if not _has(q, dim) or sum(sizes) != q.shape[dim] or any(size < 0 for size in sizes):
         return NotImplemented
     for size in sizes:
         part = views.take(q, dim, start, start + size)
@@ -180,14 +191,16 @@ def _split_sizes(q: QTensor, sizes: Any, dim: int = 0) -> Any:
 
 @_implements(aten.split.Tensor)
 def _split(q: QTensor, size: int, dim: int = 0) -> Any:
-    total = q.shape[dim]
-    if size <= 0:
+    if size <= 0 or not _has(q, dim):
         return NotImplemented
+    total = q.shape[dim]
     return _split_sizes(q, [min(size, total - i) for i in range(0, max(total, 1), size)], dim)
 
 
 @_implements(aten.unbind.int)
 def _unbind(q: QTensor, dim: int = 0) -> Any:
+    if not _has(q, dim):
+        return NotImplemented
     parts = [_select(q, dim, i) for i in range(q.shape[dim])]
     return NotImplemented if any(p is None for p in parts) else parts
 
@@ -203,6 +216,8 @@ def _unsqueeze(q: QTensor, dim: int) -> Any:
 
 @_implements(aten.squeeze.dim)
 def _squeeze(q: QTensor, dim: int) -> Any:
+    if not _has(q, dim):
+        return NotImplemented
     if q.shape[dim] != 1:
         return q.rewrap(torch.Tensor.detach)
     return views.view(q, [n for i, n in enumerate(q.shape) if i != dim % q.ndim])
