@@ -26,6 +26,10 @@ def _model() -> nn.Sequential:
         ({"weights": "int8", "include": [0]}, TypeError, "include must hold globs, got 0"),
         ({"weights": "int4", "algorithm": "gptqq"}, ValueError, "unknown algorithm 'gptqq'; known: absmax"),
         ({"weights": "int8", "rules": {"2.0": quanto.Scheme("int4", algorithm="x")}}, ValueError, "algorithm 'x'"),
+        ({"rules": ["0"]}, TypeError, "rules must hold Rules or pairs of a pattern and a scheme, got '0'"),
+        ({"rules": [(0, "int8")]}, TypeError, "pattern must be a glob, a regular expression or a callable, got 0"),
+        ({"rules": [quanto.Rule(0, "int8")]}, TypeError, "a callable, got 0"),
+        ({"rules": {"0": 8}}, TypeError, "the rule '0' must give a scheme, its name or None, got 8"),
         ({}, ValueError, "say what to quantize to"),
     ],
 )
@@ -46,7 +50,7 @@ def test_lazy_modules_need_a_batch_first() -> None:
     assert isinstance(model[1], QModule)
 
 
-@pytest.mark.parametrize("verb", [quanto.quantize, quanto.freeze])
+@pytest.mark.parametrize("verb", [quanto.quantize, quanto.freeze, quanto.dequantize])
 def test_what_is_no_module_is_named(verb: Any) -> None:
     with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, got str"):
         verb("model")

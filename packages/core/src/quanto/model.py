@@ -156,6 +156,7 @@ def dequantize(model: nn.Module) -> nn.Module:
     Returns:
         The model itself.
     """
+    _check_model("dequantize", model)
     shared: dict[int, nn.Parameter] = {}
     for module in list(model.modules()):
         if isinstance(module, QModule):

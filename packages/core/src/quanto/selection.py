@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from .nn.base import QModule
 from .nn.registry import modules
 from .nn.slot import ARRANGEMENTS
+from .qtypes import QType
 from .quantizers import get_quantizer
 from .scheme import Rule, Scheme
 
@@ -76,8 +78,15 @@ def _rules(rules: Any) -> list[Rule]:
     out = []
     for rule in pairs:
         if not isinstance(rule, Rule):
+            if not isinstance(rule, (tuple, list)) or len(rule) != 2:
+                raise TypeError(f"rules must hold Rules or pairs of a pattern and a scheme, got {rule!r}")
             pattern, scheme = rule
+            known = scheme is None or isinstance(scheme, (Scheme, str, QType, Mapping))
+            if not known:
+                raise TypeError(f"the rule {pattern!r} must give a scheme, its name or None, got {scheme!r}")
             rule = Rule(pattern, None if scheme is None else Scheme.of(scheme))
+        if not isinstance(rule.pattern, (str, re.Pattern)) and not callable(rule.pattern):
+            raise TypeError(f"a pattern must be a glob, a regular expression or a callable, got {rule.pattern!r}")
         out.append(rule)
     return out
 
