@@ -125,6 +125,14 @@ def test_floats_that_do_not_fit(value: torch.Tensor, sentence: str) -> None:
         quanto.freeze(_model()).load_state_dict({"0.weight": value, "0.bias": torch.zeros(32)})
 
 
+@pytest.mark.parametrize("key", ["0.weight", "0.weight_packed", "0.weight_scale", "0.input_scale"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_no_tensor_is_named(key: str, frozen: bool) -> None:
+    model = quanto.freeze(_model()) if frozen else _model()
+    with pytest.raises(RuntimeError, match=f"{key} must be a tensor, got float"):
+        model.load_state_dict({**_state(), key: 0.5})
+
+
 # -- parts -------------------------------------------------------------------------------------------------------------
 
 

@@ -99,6 +99,10 @@ def load(module: QModule, state: dict[str, Any], prefix: str, metadata: dict[str
     freeze it; codes of another dtype or shape are an error, where torch would cast them without a word.
     """
     assign = bool(metadata.get("assign_to_params_buffers", False))
+    own = [f"{name}{part}" for name in module._slots for part in ("", *(f"_{part}" for part in PARTS))]
+    for key in (f"{prefix}{leaf}" for leaf in (*own, "input_scale", "output_scale")):
+        if key in state and not isinstance(state[key], Tensor):
+            errors.append(f"{key} must be a tensor, got {type(state.pop(key)).__name__}")
     for name in module._slots:
         full, packed = f"{prefix}{name}", f"{prefix}{name}_packed"
         if full in state and packed in state:
