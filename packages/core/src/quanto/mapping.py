@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .model import arrange, quantize_module
 from .nn.base import QModule
+from .nn.fused import unfuse
 from .nn.parameters import QParameters
 from .nn.registry import modules
 from .nn.slot import ARRANGEMENTS, Slot
@@ -123,6 +124,7 @@ def apply_map(model: nn.Module, quantization_map: Mapping[str, Any]) -> None:
     for name, module in found.items():
         if isinstance(module, QModule) and id(module) not in covered:
             raise ValueError(f"module {name!r} is quantized in the model and not in the map")
+    unfuse(model)
 
 
 def _apply(module: nn.Module, name: str, entry: Entry) -> None:

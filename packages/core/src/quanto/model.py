@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ._progress import track
 from .nn.base import QModule
+from .nn.fused import fuse, unfuse
 from .nn.parameters import QParameters
 from .nn.registry import convert, modules, restore
 from .qtypes import QType
@@ -61,6 +62,7 @@ def quantize(
     plan = select(model, default, rules, include, exclude)
     for name, module, wanted, parameters in track(plan, "quantize", enabled=progress):
         quantize_module(name, module, wanted, parameters)
+    unfuse(model)
     return model
 
 
@@ -164,6 +166,7 @@ def dequantize(model: nn.Module) -> nn.Module:
             restore(module)
             for name, key in tied.items():
                 module._parameters[name] = shared.setdefault(key, module._parameters[name])  # type: ignore[arg-type]
+    fuse(model)
     return model
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from optimum.quanto import Calibration, quantize
 from torch import nn
+
+from optimum.quanto import Calibration, quantize
 
 
 def build() -> nn.Module:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from importlib import metadata
 
 import pytest
+
 from optimum.quanto._conflict import refuse_both
 
 

@@ -8,9 +8,10 @@ import io
 
 import pytest
 import torch
-from optimum.quanto import QLinear, QModuleMixin, freeze, quantization_map, quantize, requantize
 from safetensors.torch import load, save
 from torch import nn
+
+from optimum.quanto import QLinear, QModuleMixin, freeze, quantization_map, quantize, requantize
 
 QTYPES = ["qint2", "qint4", "qint8", "qfloat8", "qfloat8_e5m2"]
 

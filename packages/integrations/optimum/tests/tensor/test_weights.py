@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+
 from optimum.quanto import (
     AbsmaxOptimizer,
     MaxOptimizer,
