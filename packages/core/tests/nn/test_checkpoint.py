@@ -44,6 +44,24 @@ def test_codes_freeze_a_trainable_module(weights: str, assign: bool) -> None:
         optimizer.step()
 
 
+def test_codes_leave_tied_modules_tied() -> None:
+    def tied(seed: int) -> Any:
+        torch.manual_seed(seed)
+        model = nn.ModuleList([nn.Embedding(32, 64), nn.Linear(64, 32, bias=False), nn.Linear(64, 32, bias=False)])
+        model[1].weight = model[0].weight
+        return quanto.quantize(model, "int4", include="*")
+
+    state = quanto.freeze(tied(1)).state_dict()
+    model = tied(0)
+    model.load_state_dict(state)
+    for part in ("packed", "scale", "zero_point"):
+        first, second, third = (getattr(m, f"weight_{part}") for m in model)
+        assert first is second
+        assert second is not third
+        assert torch.equal(first, state[f"0.weight_{part}"])
+        assert torch.equal(third, state[f"2.weight_{part}"])
+
+
 @pytest.mark.parametrize("assign", [False, True])
 def test_floats_are_quantized_by_a_frozen_module(assign: bool) -> None:
     model, other = quanto.freeze(_model()), nn.Sequential(nn.Linear(64, 32))

@@ -163,10 +163,22 @@ def _accept(module: QModule, name: str, state: dict[str, Any], full: str, errors
     if held.keys() == given.keys() and all(held[part].dtype == tensor.dtype for part, tensor in given.items()):
         return
     parameter = module._parameters.get(name)
-    empty = {part: torch.empty_like(tensor, device=where) for part, tensor in given.items()}
-    module._adopt(name, [empty.get(part) for part in PARTS])
+    tied = {} if parameter is None else parameter.__dict__.setdefault(_CODES, {})  # by the first of tied modules
+    made = tied.get(slot.arrangement)
+    if made is None or assign or any(_kind(tensor) != _kind(given.get(part)) for part, tensor in made.items()):
+        made = {p: nn.Parameter(torch.empty_like(t, device=where), requires_grad=False) for p, t in given.items()}
+        tied[slot.arrangement] = made
+    module._adopt(name, [made.get(part) for part in PARTS])
     if parameter is not None and not parameter.is_meta:
         guard_orphan(parameter)
+
+
+#: of a float parameter that codes replaced: those codes by arrangement, so that tied weights stay tied.
+_CODES = "_quanto_codes"
+
+
+def _kind(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
+    return None if tensor is None else (tensor.dtype, tensor.shape)
 
 
 def check_parts(slot: Slot, parts: Mapping[str, Any]) -> None:
