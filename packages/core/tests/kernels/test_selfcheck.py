@@ -52,6 +52,22 @@ def _raises(*args):
     raise NotImplementedError("sm_75")
 
 
+def _exits(*args):
+    raise SystemExit(3)
+
+
+def _zeroes_x(x, *args):
+    y = reference.linear(x, *args)
+    x.zero_()
+    return y
+
+
+def _zeroes_codes(x, codes, *args):
+    y = reference.linear(x, codes, *args)
+    codes.zero_()
+    return y
+
+
 @pytest.mark.parametrize(
     ("fn", "sentence"),
     [
@@ -60,6 +76,9 @@ def _raises(*args):
         (_wrong_beyond_16_rows, "element [1"),
         (_wrong_dtype, "returned torch.float64"),
         (_raises, "raised NotImplementedError: sm_75"),
+        (_exits, "raised SystemExit: 3"),
+        (_zeroes_x, "wrote into its arguments"),
+        (_zeroes_codes, "wrote into its arguments"),
     ],
 )
 def test_a_wrong_kernel_is_found(make: Make, fn: Callable[..., Any], sentence: str) -> None:
