@@ -210,6 +210,14 @@ def test_a_tensor_made_of_parts() -> None:
     )
 
 
+def test_numbers_are_formatted_as_numbers() -> None:
+    q = quanto.quantize_tensor(torch.tensor([0.5, -1.27]), "int8", symmetric=True, granularity="tensor")
+    assert isinstance(q[1], QTensor)
+    assert f"{q[1]:.2f}" == "-1.27"
+    assert f"{q[1]}" == f"{q[1].dequantize()}"
+    assert f"{q}" == repr(q)
+
+
 def test_equality_of_parts_takes_one_byte_floats() -> None:
     a = torch.tensor([1.0, 2.0]).to(torch.float8_e8m0fnu)
     assert same(a, a.clone())

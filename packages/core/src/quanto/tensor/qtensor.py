@@ -193,6 +193,9 @@ class QTensor(torch.Tensor):
         where = "" if self.device.type == "cpu" else f", device='{self.device}'"
         return f"QTensor({self.qtype.name}, shape={tuple(self.shape)}, dtype={self.dtype}{blocks}{where})"
 
+    def __format__(self, spec: str) -> str:
+        return repr(self) if self.ndim and not spec else format(self.dequantize(), spec)
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from .functions import FUNCTIONS
