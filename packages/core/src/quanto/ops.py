@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import packing, reference
 from .blocks import scale_shape
+from .fakes import FAKES, check_inner
 from .kernels.registry import kernels
 from .qtypes import get_qtype
 from .weight import CANONICAL, Weight
@@ -57,9 +58,6 @@ _any_autocast = torch._C._is_any_autocast_enabled  # 0.1 us
 #: where the weight begins among the arguments of the linear operators; a bias follows it.
 _WEIGHT_AT = {"linear": 1, "grouped_linear": 1, "scaled_linear": 2}
 
-#: fake implementation of each operator, for kernels that wrap the same schema.
-FAKES: dict[str, Any] = {}
-
 
 def _define() -> None:
     """Defines the operators in torch, once, at import: they must exist before any saved graph that holds them runs."""
@@ -68,7 +66,6 @@ def _define() -> None:
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         function = _checked(name, implementations.get(name) or getattr(reference, name))
         _library.impl(name, _fresh(function), "CompositeExplicitAutograd")
-        FAKES[name] = globals()[f"_fake_{name}"]
         torch.library.register_fake(f"quanto_core::{name}", FAKES[name], lib=_library)
 
 
@@ -105,103 +102,13 @@ def _checked(name: str, function: Any) -> Any:
             raise TypeError(f"x must be a floating tensor, got {x.dtype}")
         shape = (*codes.shape[:-1], x.shape[-1])
         if codes.shape[-1] != packing.packed_size(shape[-1], get_qtype(qtype).bits):
-            _check_inner(x, codes, qtype, "x_codes" if name == "scaled_linear" else "x")
+            check_inner(x, codes, qtype, "x_codes" if name == "scaled_linear" else "x")
         check_weight(Weight(codes, scale, zero, shared, qtype, block_size, shape[-1], ""), shape)
         if bias is not None and bias.shape != codes.shape[:-1]:
             raise ValueError(f"bias must have shape {tuple(codes.shape[:-1])}, got {tuple(bias.shape)}")
         return function(*args)
 
     return call
-
-
-# -- fakes: shapes and dtypes only -----------------------------------------------------------------------------------
-
-
-def _check_inner(x: Tensor, codes: Tensor, qtype: str, what: str = "x") -> None:
-    need = packing.packed_size(x.shape[-1], get_qtype(qtype).bits)
-    torch._check(
-        codes.shape[-1] == need,
-        lambda: f"{what} has {x.shape[-1]} features, which {qtype} packs in {need} bytes; codes has {codes.shape[-1]}",
-    )
-
-
-def _fake_quantize(x: Tensor, scale: Tensor, zero: Any, shared: Any, qtype: str, block_size: list[int]) -> Tensor:
-    q = get_qtype(qtype)
-    return x.new_empty((*x.shape[:-1], packing.packed_size(x.shape[-1], q.bits)), dtype=q.storage)
-
-
-def _fake_dequantize(
-    codes: Tensor, scale: Tensor, zero: Any, shared: Any, qtype: str, block: list[int], size: int, dtype: torch.dtype
-) -> Tensor:
-    return codes.new_empty((*codes.shape[:-1], size), dtype=dtype)
-
-
-def _fake_pack(codes: Tensor, bits: int) -> Tensor:
-    return codes.new_empty((*codes.shape[:-1], packing.packed_size(codes.shape[-1], bits)))
-
-
-def _fake_unpack(packed: Tensor, bits: int, size: int) -> Tensor:
-    return packed.new_empty((*packed.shape[:-1], size))
-
-
-def _fake_dynamic_quantize(x: Tensor, qtype: str, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    q = get_qtype(qtype)
-    codes = x.new_empty((*x.shape[:-1], packing.packed_size(x.shape[-1], q.bits)), dtype=q.storage)
-    return codes, x.new_empty((*x.shape[:-1], 1), dtype=scale_dtype)
-
-
-def _fake_linear(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Any, shared: Any, bias: Any, qtype: str, block: list[int]
-) -> Tensor:
-    _check_inner(x, codes, qtype)
-    return x.new_empty((*x.shape[:-1], codes.shape[0]))
-
-
-def _fake_linear_input_grad(
-    grad: Tensor, codes: Tensor, scale: Tensor, zero: Any, shared: Any, qtype: str, block: list[int], size: int
-) -> Tensor:
-    return grad.new_empty((*grad.shape[:-1], size))
-
-
-def _fake_scaled_linear(
-    x_codes: Tensor,
-    x_scale: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Any,
-    shared: Any,
-    bias: Any,
-    x_qtype: str,
-    qtype: str,
-    block: list[int],
-    out_scale: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    _check_inner(x_codes, codes, qtype, "x_codes")
-    return x_codes.new_empty(
-        (*x_codes.shape[:-1], codes.shape[0]), dtype=dtype if out_scale is None else get_qtype(x_qtype).storage
-    )
-
-
-def _fake_grouped_linear(
-    x: Tensor, codes: Tensor, scale: Tensor, zero: Any, shared: Any, bias: Any, offsets: Tensor, qtype: str, block: Any
-) -> Tensor:
-    _check_inner(x, codes, qtype)
-    return x.new_empty((x.shape[0], codes.shape[1]))
-
-
-def _fake_embedding(
-    indices: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    zero: Any,
-    shared: Any,
-    qtype: str,
-    block: list[int],
-    size: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    return codes.new_empty((*indices.shape, size), dtype=dtype)
 
 
 # -- what layers call ------------------------------------------------------------------------------------------------
