@@ -19,7 +19,7 @@ def untie(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
     aliases: dict[str, str] = {}
     seen: dict[tuple[object, ...], str] = {}
     for name, tensor in state.items():
-        if tensor.is_meta or not tensor.numel():
+        if not isinstance(tensor, Tensor) or tensor.is_meta or not tensor.numel():
             key: tuple[object, ...] = (id(tensor),)
         else:
             key = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())

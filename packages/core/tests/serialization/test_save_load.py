@@ -143,3 +143,30 @@ def test_errors_of_saving(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="shard_size"):
             quanto.save(model, tmp_path, shard_size=size)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [None, 1.5, "big", "nanGB", 0])
+def test_a_shard_size_is_checked(size: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shard_size must be"):
+        quanto.save(quanto.quantize(Tied(), "int8"), tmp_path / "new", shard_size=size)  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+
+
+class Extra(Tied):
+    """Has state that is no tensor."""
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'_extra_state' is a dict; only tensors can be saved"):
+        quanto.save(quanto.quantize(Extra(), "int8"), tmp_path / "new")
+    odd = quanto.quantize(Tied(), "int8")
+    odd.register_buffer("half\ud83d", torch.ones(1))
+    with pytest.raises(ValueError, match="cannot be stored: half of a surrogate pair"):
+        quanto.save(odd, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

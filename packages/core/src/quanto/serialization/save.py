@@ -55,8 +55,8 @@ def save(
     limit = _bytes(shard_size)
     with postponed(), torch.no_grad():
         tensors, aliases = untie(model.state_dict())
-    views = {name: view for name, tensor in tensors.items() if (view := view_of(tensor.dtype)) is not None}
     infos = {name: _info(name, tensor) for name, tensor in tensors.items()}
+    views = {name: view for name, tensor in tensors.items() if (view := view_of(tensor.dtype)) is not None}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = _split(infos, limit)
@@ -91,6 +91,8 @@ def _info(name: str, tensor: Tensor) -> TensorInfo:
     """dtype and shape as they will be stored."""
     if not isinstance(tensor, Tensor):
         raise ValueError(f"state {name!r} is a {type(tensor).__name__}; only tensors can be saved")
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        raise ValueError(f"{name!r} cannot be stored: half of a surrogate pair is no text")
     if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
         raise ValueError(f"{name!r} is a {type(tensor).__name__} ({tensor.layout}); only plain tensors can be saved")
     if tensor.is_meta and source(tensor) is None:
@@ -139,7 +141,7 @@ def _contents(
 def _bytes(size: int | str) -> int:
     try:
         number = int(size) if isinstance(size, int) else int(float(size[:-2]) * _UNITS[size[-2:].upper()])
-    except (KeyError, ValueError, OverflowError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         raise ValueError(f"shard_size must be bytes or a text such as '500MB', got {size!r}") from None
     if number <= 0:
         raise ValueError(f"shard_size must be positive, got {size!r}")
