@@ -114,6 +114,7 @@ def test_empty_batches_and_integers_are_passed_over() -> None:
     assert model[0].output_scale is None
 
 
+@pytest.mark.filterwarnings("ignore:calibration met no quantized module")
 def test_layers_that_are_always_dynamic_are_skipped() -> None:
     model = _model(dynamic=True)
     calibration = _calibrated(model)
@@ -242,13 +243,34 @@ def test_an_error_leaves_no_hook_and_keeps_what_was_measured() -> None:
 
 def test_a_running_calibration_is_not_entered_again() -> None:
     calibration = quanto.Calibration()
-    with calibration, pytest.raises(RuntimeError, match="running already"), calibration:
-        pass
-    assert _clean(), "hooks that are forgotten would measure every model from then on"
     model = _model()
     with calibration:
         model(X)
-    assert calibration.kept == 1
+        with pytest.raises(RuntimeError, match="running already"), calibration:
+            pass
+    assert _clean(), "hooks that are forgotten would measure every model from then on"
+    with calibration:
+        model(X)
+    assert calibration.kept == 2, "once for each time"
+
+
+def test_calibrations_may_end_in_any_order() -> None:
+    first, second = quanto.Calibration(), quanto.Calibration()
+    model = _model()
+    first.__enter__()
+    second.__enter__()
+    model(X)
+    first.__exit__(None, None, None)
+    model(X)
+    second.__exit__(None, None, None)
+    assert _clean()
+
+
+def test_a_calibration_that_meets_nothing_says_so() -> None:
+    with pytest.warns(UserWarning, match="calibration met no quantized module"), quanto.Calibration():
+        nn.Linear(4, 4)(torch.ones(1, 4))
+    with pytest.raises(ZeroDivisionError), quanto.Calibration():
+        raise ZeroDivisionError
 
 
 def test_calibrations_nest() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,15 @@ from .tensor import QTensor, quantize_activation
 __all__ = ["Calibration"]
 
 _log = logging.getLogger("quanto")
+
+
+_running: list[Calibration] = []
+
+
+def _notify(q: QTensor, operation: str) -> None:
+    """Tells every running calibration, whichever of them began first or will end first."""
+    for calibration in tuple(_running):
+        calibration._on_dequantize(q, operation)
 
 
 class Calibration:
@@ -53,7 +63,7 @@ class Calibration:
         self._lost: set[int] = set()
         self._hidden: dict[int, tuple[QModule, Tensor]] = {}
         self._handles: list[Any] = []
-        self._previous: Any = None
+        self._met = False
 
     def __enter__(self) -> Calibration:
         if self._handles:  # its hooks would be forgotten, and every model measured from then on
@@ -63,8 +73,8 @@ class Calibration:
             hooks.register_module_forward_pre_hook(self._before),
             hooks.register_module_forward_hook(self._after),
         ]
-        self._previous = QTensor.on_dequantize
-        QTensor.on_dequantize = self._on_dequantize
+        _running.append(self)
+        QTensor.on_dequantize = _notify
         return self
 
     def __exit__(
@@ -73,16 +83,25 @@ class Calibration:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        QTensor.on_dequantize = self._previous
+        _running.remove(self)
+        if not _running:
+            QTensor.on_dequantize = None
         for module, scale in self._hidden.values():  # of modules that an error left half-way
             module.output_scale = scale
         self._hidden.clear()
+        if error is None and not self._met:
+            warnings.warn(
+                "calibration met no quantized module that takes static scales: run the model itself inside the block, "
+                "not a compiled one, after quanto.quantize(model, …, activations=…)",
+                stacklevel=2,
+            )
         if self.streamline and error is None:
             self._streamline()
 
     def _before(self, module: nn.Module, args: Any) -> None:
         if not isinstance(module, QModule) or not _calibrates(module):
             return
+        self._met = True
         if module.output_scale is not None:  # or what is measured would be rounded and clipped by it
             self._hidden[id(module)] = module, module.output_scale
             module.output_scale = None
