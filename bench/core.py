@@ -86,6 +86,10 @@ def quantizes() -> dict[str, float]:
         q = quanto.quantize_tensor(weight, qtype)
         found[f"quantize {qtype}, ms"] = best(lambda t=qtype: quanto.quantize_tensor(weight, t), 3) * 1e3
         found[f"dequantize {qtype}, ms"] = best(q.dequantize, 3) * 1e3
+    for algorithm in ("mse", "hqq"):
+        options = {"group_size": 128, "algorithm": algorithm}
+        seconds = best(lambda o=options: quanto.quantize_tensor(weight, "int4", **o), 3)
+        found[f"{algorithm} int4 over min/max"] = seconds * 1e3 / found["quantize int4, ms"]
     return found
 
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -40,17 +38,3 @@ def test_only_large_residuals_are_outliers() -> None:
     assert found.tolist()[1:4] == [0.0, 0.0, 0.0]
     assert found[4] == -found[0]
     assert 1.7 < found[4] < 2
-
-
-@pytest.mark.timing
-def test_takes_about_the_time_of_minmax() -> None:
-    x = torch.randn(2048, 2048)
-    times = {}
-    for algorithm in ("minmax", "hqq"):
-        seconds = []
-        for _ in range(5):
-            start = time.perf_counter()
-            quanto.quantize_tensor(x, "int4", algorithm=algorithm)
-            seconds.append(time.perf_counter() - start)
-        times[algorithm] = min(seconds)
-    assert times["hqq"] < 4 * times["minmax"]
