@@ -15,9 +15,9 @@ from tiny import auto_class, inputs, run
 from torch import nn
 
 import quanto
+from quanto.hosts.editing import editable
 from quanto.nn import QModule
 from quanto_transformers import QuantoConfig
-from quanto_transformers.editing import editable
 
 peft = pytest.importorskip("peft")
 

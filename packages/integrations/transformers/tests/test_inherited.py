@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import AutoModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from quanto.hosts.upstream import group_size
 from quanto.nn import QModule
 from quanto_transformers import QuantoConfig
-from quanto_transformers.inherited import group_size, parse_map
+from quanto_transformers.inherited import parse_map
 
 FLOATS = {
     "qfloat8_e4m3fn": torch.float8_e4m3fn,

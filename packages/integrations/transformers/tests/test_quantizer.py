@@ -15,9 +15,9 @@ from safetensors import safe_open
 from tiny import MODELS, auto_class, build, run
 
 import quanto
+from quanto.hosts import rows as op
 from quanto.nn import QModule
 from quanto_transformers import QuantoConfig, QuantoHfQuantizer
-from quanto_transformers import quantize_rows as op
 
 Saved = Callable[..., Path]
 

@@ -28,9 +28,8 @@ class Checkpoint:
     def load(self, folder: Path, model: nn.Module) -> nn.Module:
         """Gives a float model the quantized state of the folder."""
         import quanto
+        from quanto.hosts.layers import by_name, parse_layers
         from quanto.serialization.sources import Source
-
-        from .layers import by_name, parse_layers
 
         source = Source.open(folder)
         layers = parse_layers(_config(folder)["quantization_config"]["modules"])
@@ -83,10 +82,10 @@ class Checkpoint:
     def complete(self, source: Path, folder: Path, manifest: Any) -> None:
         """Writes what `from_pretrained` needs: the quantized modules in `config.json`, and the index of the shards."""
         from quanto import Scheme
+        from quanto.hosts.layers import Layers
         from quanto.serialization.folder import replace_text
 
         from .config import QuantoConfig
-        from .layers import Layers
 
         groups: dict[tuple[str, str, str], list[str]] = {}
         for name, entry in manifest.modules.items():
@@ -110,9 +109,9 @@ class Checkpoint:
 
 def _fields(scheme: dict[str, Any]) -> dict[str, Any]:
     """Fields of a scheme that `QuantoConfig` has."""
-    from .config import _SCHEME
+    from quanto.hosts.config import SCHEME
 
-    return {name: value for name, value in scheme.items() if name in _SCHEME}
+    return {name: value for name, value in scheme.items() if name in SCHEME}
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -4,37 +4,23 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationMethod
 from transformers.utils.quantization_config import QuantoConfig as StockQuantoConfig
 
-from quanto import Scheme
+from quanto.hosts.config import FLAGS, SCHEME, ConfigFields, refuse_unknown
+from quanto.hosts.layers import FORMAT_VERSION
 
 from .kv_config import KVCacheConfig
-from .layers import FORMAT_VERSION, parse_layers
-from .rules import parse_rules
 
 __all__ = ["QuantoConfig"]
 
-#: fields that are fields of `quanto.Scheme` too.
-_SCHEME = (
-    "weights",
-    "activations",
-    "group_size",
-    "granularity",
-    "block",
-    "symmetric",
-    "algorithm",
-    "scale_dtype",
-    "dynamic",
-)
-_FLAGS = ("keep_default_skips", "lm_head", "embeddings", "experts", "qat", "dequantize")
+_KNOWN = (*SCHEME, *FLAGS, "modules_to_not_convert", "rules", "kv_cache")
 
 
-class QuantoConfig(StockQuantoConfig):  # type: ignore[misc]
+class QuantoConfig(ConfigFields, StockQuantoConfig):  # type: ignore[misc]
     """How a model is quantized. A superset of `transformers.QuantoConfig`, which works too.
 
     Args:
@@ -93,52 +79,19 @@ class QuantoConfig(StockQuantoConfig):  # type: ignore[misc]
         quant_method: str = "quanto",
         **unknown: Any,
     ) -> None:
-        _refuse_unknown(unknown)
+        refuse_unknown(unknown, _KNOWN)
         if getattr(quant_method, "value", quant_method) != "quanto":
             raise ValueError(f"quant_method must be 'quanto', got {quant_method!r}")
-        if type(format_version) is not int or format_version < 1:
-            raise ValueError(f"format_version must be a positive integer, got {format_version!r}")
-        if format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"the model was saved in format version {format_version}; this quanto-transformers reads up to "
-                f"{FORMAT_VERSION}: upgrade it"
-            )
         self.quant_method = QuantizationMethod.QUANTO
-        self.weights, self.activations = weights, activations
-        self.group_size, self.granularity, self.symmetric = group_size, granularity, symmetric
-        self.block = None if block is None else list(block)
-        self.algorithm, self.scale_dtype, self.dynamic = algorithm, scale_dtype, dynamic
-        self.rules = [rule.to_dict() for rule in parse_rules(rules)]
-        self.modules_to_not_convert = _names(modules_to_not_convert)
-        for name, value in zip(
-            _FLAGS, (keep_default_skips, lm_head, embeddings, experts, qat, dequantize), strict=True
-        ):
-            if type(value) is not bool:
-                raise ValueError(f"{name} must be True or False, got {value!r}")
-            setattr(self, name, value)
+        given = locals()
+        names = (*SCHEME, *FLAGS, "modules_to_not_convert", "rules", "modules", "format_version")
+        self.set_fields({name: given[name] for name in names}, "quanto-transformers")
         self.kv_cache = None if kv_cache is None else KVCacheConfig.parse(kv_cache).to_dict()
-        self.format_version = format_version
-        self.modules = None if modules is None else [layer.to_dict() for layer in parse_layers(modules)]
         self.optimum_map = optimum_map
-        self.post_init()
 
     def post_init(self) -> None:
-        """Checks the scheme, and gives its names their plain form."""
-        if self.weights is None:
-            given = [f for f in _SCHEME if getattr(self, f) is not None]
-            if given or not (self.rules or self.modules):
-                raise ValueError(f"weights=None needs rules, and nothing else about schemes; got {given or 'no rules'}")
-            return
-        scheme = self.scheme
-        assert scheme is not None
-        self.weights, self.activations, self.scale_dtype = scheme.weights, scheme.activations, scheme.scale_dtype
-
-    @property
-    def scheme(self) -> Scheme | None:
-        """What modules get that no rule names; None for nothing."""
-        if self.weights is None:
-            return None
-        return Scheme(**{f: getattr(self, f) for f in _SCHEME})
+        """See `ConfigFields.check_scheme`; the stock class calls it by this name."""
+        self.check_scheme()
 
     @classmethod
     def of(cls, config: Any) -> QuantoConfig:
@@ -148,40 +101,11 @@ class QuantoConfig(StockQuantoConfig):  # type: ignore[misc]
         return cls(config.weights, config.activations, config.modules_to_not_convert)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: fields that are not at their default.
-
-        qtypes are written as `"qint8"`: the stock class, where quanto-transformers is not installed and optimum-quanto
-        is, then refuses the file instead of loading a model of random weights.
-        """
-        out: dict[str, Any] = {"quant_method": "quanto", "format_version": self.format_version}
-        for name in (*_SCHEME, "modules_to_not_convert", *_FLAGS, "rules", "kv_cache", "modules"):
-            value = getattr(self, name)
-            if value is not None and value != [] and value != _DEFAULTS.get(name):
-                out[name] = f"q{value}" if name in ("weights", "activations") else copy.deepcopy(value)
-        out.setdefault("weights", self.weights)
-        return out
+        """JSON-ready: fields that are not at their default; see `ConfigFields.fields`."""
+        out = self.fields()
+        return out if self.kv_cache is None else {**out, "kv_cache": copy.deepcopy(self.kv_cache)}
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """What a config passed to `from_pretrained` changes of that of a saved model."""
         out: dict[str, Any] = {"dequantize": True} if self.dequantize else {}
         return out if self.kv_cache is None else {**out, "kv_cache": self.kv_cache}
-
-
-_DEFAULTS = {"keep_default_skips": True, "experts": True, **dict.fromkeys(("lm_head", "embeddings", "qat"), False)}
-_DEFAULTS["dequantize"] = False
-
-
-def _refuse_unknown(unknown: Mapping[str, Any]) -> None:
-    for name in unknown:
-        known = sorted({*_SCHEME, *_FLAGS, "modules_to_not_convert", "rules", "kv_cache"})
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-        raise ValueError(f"QuantoConfig has no field {name!r}; {hint}")
-
-
-def _names(value: Any) -> list[str] | None:
-    if value is None:
-        return None
-    if isinstance(value, str) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"modules_to_not_convert must be a list of strings, got {value!r}")
-    return list(value)

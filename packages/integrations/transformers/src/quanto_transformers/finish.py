@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import quanto
+from quanto.hosts.files import where_is
+from quanto.hosts.layers import describe
 from quanto.model import arrange
 from quanto.nn import QModule
 from quanto.nn.checkpoint import check_parts
@@ -15,9 +17,7 @@ from quanto.nn.slot import PARTS
 
 from . import conversions, inherited, parallel, skeleton
 from .adapter import is_sharded
-from .files import where_is
 from .kv_config import KVCacheConfig
-from .layers import describe
 from .quantize_op import quantize_weight
 
 if TYPE_CHECKING:

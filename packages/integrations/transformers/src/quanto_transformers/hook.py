@@ -47,8 +47,8 @@ HOSTS = (
     # imported after it: for a program that imports the above before torch, which it imports when it is half done
     Host("transformers.modeling_utils", "quanto_transformers.quantizer", "register"),
     Host("transformers.cache_utils", "quanto_transformers.cache", "register_cache"),
-    Host("peft.tuners.tuners_utils", "quanto_transformers.adapters", "register_peft"),
-    Host("peft.utils.other", "quanto_transformers.adapters", "register_peft_preparation"),
+    Host("peft.tuners.tuners_utils", "quanto.hosts.adapters", "register_peft"),
+    Host("peft.utils.other", "quanto.hosts.adapters", "register_peft_preparation"),
 )
 _WAITED_FOR = {name for host in HOSTS for name in (host.name, host.ours)}
 

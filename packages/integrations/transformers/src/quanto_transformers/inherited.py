@@ -2,15 +2,8 @@
 """Models that optimum-quanto saved: found by their `quanto_qmap.json`, read here, saved in this package's format.
 
 Such a folder has no `quantization_config`, so that a plain `AutoModel` takes it for a float model and draws random
-weights for what it does not find. Of a module `name` it holds
-
-    qint8, qfloat8…   name.weight._data          int8 or float8, the shape of the float weight
-    qint4, qint2      name.weight._data._data    uint8; groups are rows [groups, size]; byte row r holds rows r, r + R,
-                                                 r + 2R … from its lowest bits, R = ceil(groups / codes per byte)
-                      name.weight._shift         [groups, 1]: value = scale * code - shift, or scale * (code - shift)
-                                                 where it is an integer; codes count from zero
-    all               name.weight._scale         [out, 1, …] or [groups, 1], in the model's dtype
-                      name.input_scale           0-d; 1 where it was never calibrated
+weights for what it does not find. What it holds of a weight is in `quanto.hosts.upstream`; beside it lie
+`name.input_scale` and `name.output_scale`, 0-d, 1 where they were never calibrated.
 """
 
 from __future__ import annotations
@@ -19,35 +12,27 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from quanto import Scheme, packing
+from quanto import Scheme
+from quanto.hosts.layers import Layers
+from quanto.hosts.upstream import QTYPES, read_codes, scheme_of
 from quanto.nn import QModule
-from quanto.nn.slot import Slot
 
 from .adapter import is_sharded, renames_on_load
-from .layers import Layers
 
-__all__ = ["MAP", "UNEXPECTED", "fill", "find_map", "group_size", "layers", "parse_map", "read_codes"]
+__all__ = ["MAP", "UNEXPECTED", "fill", "find_map", "layers", "parse_map"]
 
 MAP = "quanto_qmap.json"
 
 #: regular expression for the names of tensors that transformers finds no place for.
 UNEXPECTED = r"\.weight\._(data|scale|shift)(\._data)?$|\.(input|output)_scale$"
 
-_QTYPES = {
-    "qint8": "int8",
-    "qint4": "int4",
-    "qint2": "int2",
-    "qfloat8": "float8_e4m3fn",
-    "qfloat8_e4m3fn": "float8_e4m3fn",
-    "qfloat8_e4m3fnuz": "float8_e4m3fnuz",
-    "qfloat8_e5m2": "float8_e5m2",
-}
+_QTYPES = {f"q{name}": here for name, here in QTYPES.items()}
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -106,11 +91,6 @@ def parse_map(path: str) -> dict[str, dict[str, str | None]]:
     return found
 
 
-def group_size(width: int) -> int | None:
-    """How many weights of a row of `width` share a scale in 2 and 4 bits; None for the whole row."""
-    return next((g for g in (128, 96, 64, 32) if width % g == 0), None) if width > 128 else None
-
-
 def layers(
     model: nn.Module, qmap: Mapping[str, Mapping[str, str | None]], files: Sequence[str]
 ) -> tuple[list[Layers], dict[str, str]]:
@@ -163,11 +143,7 @@ def _scheme(entry: Mapping[str, str | None], weight: Tensor) -> Scheme:
     weights, activations = entry["weights"], entry["activations"]
     assert weights is not None
     static = None if activations is None else False
-    if weights not in ("int4", "int2"):
-        return Scheme(weights, activations, dynamic=static)
-    group = group_size(weight.numel() // weight.shape[0])
-    granularity = "channel" if group is None else None
-    return Scheme(weights, activations, group_size=group, granularity=granularity, symmetric=False, dynamic=static)
+    return replace(scheme_of(weights, weight.shape), activations=activations, dynamic=static)
 
 
 def _rest(name: str, entry: Mapping[str, str | None], held: Mapping[str, str]) -> dict[str, Any]:
@@ -208,59 +184,14 @@ def fill(modules: Iterable[tuple[str, QModule]], names: Mapping[str, str], files
         prefix = f"{names[here]}.weight."
         files_of = {key.removeprefix(prefix): path for key, path in held.items() if key.startswith(f"{prefix}_")}
         try:
-            found = read_codes({part: _read(path, prefix + part) for part, path in files_of.items()}, module)
+            parts = {part: _read(path, prefix + part) for part, path in files_of.items()}
+            found = read_codes(parts, module._slots["weight"], packed.dtype)
         except (KeyError, ValueError) as error:
             path = next(iter(files_of.values()), os.path.dirname(files[0]))
             what = f"{prefix}{error.args[0]} is missing" if isinstance(error, KeyError) else f"{prefix}{error}"
             raise ValueError(f"{path}: {what}") from None
         for part, tensor in found.items():
             module._parameters[f"weight_{part}"] = nn.Parameter(tensor.to(packed.device), requires_grad=False)
-
-
-def read_codes(parts: Mapping[str, Tensor], module: QModule) -> dict[str, Tensor]:
-    """Canonical codes, scale and zero point of a weight, from the tensors of a folder.
-
-    Args:
-        parts: `_data`, or `_data._data` and `_shift`, and `_scale`.
-        module: the module on meta or with memory; its slot `weight` says what is expected.
-
-    Raises:
-        KeyError: with the name of a part that is missing.
-        ValueError: if a part has another shape than the module needs.
-    """
-    slot = module._slots["weight"]
-    if slot.scheme.qtype.bits == 8:
-        data = slot.rows(_shaped("_data", parts["_data"], slot.shape))
-        stored = module.get_parameter("weight_packed").dtype
-        return {"packed": data.contiguous().view(stored), "scale": parts["_scale"].reshape(slot.shape[0], -1)}
-    bits = slot.scheme.qtype.bits
-    rows, width = slot.rows_shape()
-    groups = width // slot.block_size[-1]
-    codes = _unpack(parts["_data._data"], bits, rows * groups, slot)
-    scale = _shaped("_scale", parts["_scale"], (rows * groups, 1)).reshape(rows, groups)
-    shift = _shaped("_shift", parts["_shift"], (rows * groups, 1)).reshape(rows, groups)
-    zero = shift.float()
-    if shift.is_floating_point():
-        flat = scale == 0  # all weights of the group are one number
-        scale = torch.where(flat, 1, scale)
-        codes = codes.view(rows, groups, -1).masked_fill(flat[..., None], 0).view(rows, width)
-        zero = zero / scale.float()
-    zero = zero + slot.scheme.qtype.qmin  # codes count from the smallest value
-    return {"packed": packing.pack(codes.view(rows, width), bits), "scale": scale, "zero_point": zero}
-
-
-def _unpack(data: Tensor, bits: int, count: int, slot: Slot) -> Tensor:
-    each = 8 // bits
-    size = slot.block_size[-1]
-    data = _shaped("_data._data", data, (-(-count // each), size)).view(torch.uint8)
-    rows = torch.cat([data >> (bits * i) & (2**bits - 1) for i in range(each)])
-    return rows[:count]
-
-
-def _shaped(name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    if tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)} where the model needs {tuple(shape)}")
-    return tensor
 
 
 def _held(files: Sequence[str]) -> dict[str, str]:

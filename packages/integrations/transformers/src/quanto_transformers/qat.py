@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import quanto
+from quanto.hosts.layers import describe
 
 from . import conversions, skeleton
-from .layers import describe
 
 __all__ = ["freeze"]
 

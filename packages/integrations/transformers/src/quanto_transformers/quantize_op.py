@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers.core_model_loading import ConversionOps
 
+from quanto.hosts.rows import quantize_rows
 from quanto.nn import QModule
 from quanto.nn.slot import PARTS
 
 from .adapter import is_sharded
 from .parallel import shard_like
-from .quantize_rows import quantize_rows
 from .standins import StandIns
 
 __all__ = ["QuantizeOnLoad", "quantize_weight"]

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from transformers.quantizers.base import HfQuantizer
 
+from quanto.hosts.files import check_files
+from quanto.hosts.layers import describe, parse_layers
 from quanto.nn import QModule
 from quanto.nn.slot import PARTS
 
 from . import conversions, inherited, parallel, skeleton
 from .adapter import parallel_styles, watch_missing
 from .config import QuantoConfig
-from .files import check_files
 from .finish import dequantize, finish, missing
-from .layers import describe, parse_layers
 from .selection import select
 from .standins import StandIns
 

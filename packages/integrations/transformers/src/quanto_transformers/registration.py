@@ -78,7 +78,7 @@ def register_peft() -> None:
     """Makes adapters merge into quantized weights."""
     from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 
-    from .adapters import teach_tuners
+    from quanto.hosts.adapters import teach_tuners
 
     teach_tuners(BaseTuner, BaseTunerLayer)
 
@@ -87,6 +87,6 @@ def register_peft_preparation() -> None:
     """Makes PEFT's preparation of quantized models leave scales alone."""
     from peft.utils import other
 
-    from .adapters import teach_preparing
+    from quanto.hosts.adapters import teach_preparing
 
     teach_preparing(other)

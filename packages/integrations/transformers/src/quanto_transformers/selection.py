@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from quanto import Scheme
+from quanto.hosts.rules import JsonRule, Pattern, parse_rules
 from quanto.nn import QModule, modules
 from quanto.nn.slot import ARRANGEMENTS
 
 from . import experts
 from .config import QuantoConfig
-from .rules import JsonRule, Pattern, parse_rules
 
 __all__ = ["Choice", "default_skips", "select"]
 

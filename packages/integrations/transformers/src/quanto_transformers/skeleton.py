@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from quanto.hosts.layers import Layers, by_name
 from quanto.model import quantize_module
 from quanto.nn import QModule
 from quanto.nn.registry import convert, modules
 from quanto.nn.slot import PARTS
 
 from .experts import arrangements, runs_grouped
-from .layers import Layers, by_name
 from .moe import QExperts
 from .selection import Choice
 

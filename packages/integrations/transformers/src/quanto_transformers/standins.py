@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quanto.hosts.rows import rows_are_alone
 from quanto.nn import QModule
 from quanto.nn.slot import PARTS
 
 from . import parallel
 from .adapter import is_sharded
-from .quantize_rows import rows_are_alone
 
 __all__ = ["StandIns"]
 
