@@ -284,25 +284,3 @@ def test_operators_refuse_what_they_would_get_wrong(operator: str) -> None:
         if operator != "scaled_linear":
             with pytest.raises(TypeError, match=r"x must be a floating tensor, got torch.int32"):
                 call(*changed(0, arguments[0].int()))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"codes": torch.ones(6, 40, dtype=torch.uint8)},
-            r"codes must be torch.uint8 \(6, 20\) for int4 \(6, 40\), got",
-        ),
-        ({"codes": torch.ones(6, 20, dtype=torch.int8)}, r"got torch.int8 \(6, 20\)"),
-        ({"scale": torch.ones(6, 2)}, r"scale must have shape \(6, 3\) for block_size \(1, 16\), got \(6, 2\)"),
-        ({"scale": torch.ones(())}, r"scale must have shape \(6, 3\)"),
-        ({"zero_point": torch.ones(3, 6)}, r"zero_point must have shape \(6, 3\) .* got \(3, 6\)"),
-        ({"block_size": (16,)}, r"block_size \(16,\) must have one entry per dimension of shape \(6, 40\)"),
-    ],
-)
-def test_weights_that_do_not_fit_are_named(changes: dict[str, Any], message: str) -> None:
-    w = _weight("int4 group affine")
-    ops.check_weight(w, (6, 40))
-    ops.check_weight(w._replace(zero_point=None), (6, 40))
-    with pytest.raises(ValueError, match=message):
-        ops.check_weight(w._replace(**changes), (6, 40))

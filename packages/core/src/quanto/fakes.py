@@ -9,22 +9,10 @@ import torch
 from torch import Tensor
 
 from . import packing
+from .contracts import check_inner
 from .qtypes import get_qtype
 
-__all__ = ["FAKES", "check_inner"]
-
-
-def check_inner(x: Tensor, codes: Tensor, qtype: str, what: str = "x") -> None:
-    """Refuses activations of other features than the weight has.
-
-    Raises:
-        RuntimeError: naming both numbers.
-    """
-    need = packing.packed_size(x.shape[-1], get_qtype(qtype).bits)
-    torch._check(
-        codes.shape[-1] == need,
-        lambda: f"{what} has {x.shape[-1]} features, which {qtype} packs in {need} bytes; codes has {codes.shape[-1]}",
-    )
+__all__ = ["FAKES"]
 
 
 def quantize(x: Tensor, scale: Tensor, zero: Any, shared: Any, qtype: str, block_size: list[int]) -> Tensor:

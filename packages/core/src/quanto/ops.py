@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from . import packing, reference
-from .blocks import scale_shape
-from .fakes import FAKES, check_inner
+from .contracts import CHECKS
+from .fakes import FAKES
 from .kernels.registry import kernels
-from .qtypes import get_qtype
 from .weight import CANONICAL, Weight
 
 __all__ = ["FAKES", "SCHEMAS", "dequantize", "embedding", "grouped_linear", "linear", "quantized_linear"]
@@ -55,10 +54,6 @@ _library = torch.library.Library("quanto_core", "FRAGMENT")
 _any_autocast = torch._C._is_any_autocast_enabled  # 0.1 us
 
 
-#: where the weight begins among the arguments of the linear operators; a bias follows it.
-_WEIGHT_AT = {"linear": 1, "grouped_linear": 1, "scaled_linear": 2}
-
-
 def _define() -> None:
     """Defines the operators in torch, once, at import: they must exist before any saved graph that holds them runs."""
     implementations = {"pack": packing.pack, "unpack": packing.unpack}
@@ -90,22 +85,10 @@ def _fresh(function: Any) -> Any:
 
 
 def _checked(name: str, function: Any) -> Any:
-    """Refuses what a linear layer's arithmetic would take without a word: too few features, a short bias, integers."""
-    first = _WEIGHT_AT.get(name)
-    if first is None:
-        return function
+    check = CHECKS[name]
 
     def call(*args: Any) -> Any:
-        x, (codes, scale, zero, shared, bias) = args[0], args[first : first + 5]
-        qtype, block_size = args[-4:-2] if name == "scaled_linear" else args[-2:]
-        if name != "scaled_linear" and not (x.is_floating_point() or x.is_complex()):
-            raise TypeError(f"x must be a floating tensor, got {x.dtype}")
-        shape = (*codes.shape[:-1], x.shape[-1])
-        if codes.shape[-1] != packing.packed_size(shape[-1], get_qtype(qtype).bits):
-            check_inner(x, codes, qtype, "x_codes" if name == "scaled_linear" else "x")
-        check_weight(Weight(codes, scale, zero, shared, qtype, block_size, shape[-1], ""), shape)
-        if bias is not None and bias.shape != codes.shape[:-1]:
-            raise ValueError(f"bias must have shape {tuple(codes.shape[:-1])}, got {tuple(bias.shape)}")
+        check(*args)
         return function(*args)
 
     return call
@@ -297,19 +280,6 @@ def dequantize(w: Weight, dtype: torch.dtype) -> Tensor:
     """The values of a weight, `[…, size]` of `dtype`."""
     call = _calls[_kernel("dequantize", w.key, w.codes.device.type, dtype)]
     return call(w.codes, w.scale, w.zero_point, w.global_scale, w.qtype, w.block_size, w.size, dtype)
-
-
-def check_weight(w: Weight, shape: tuple[int, ...]) -> None:
-    """Raises ValueError, naming the tensor, if a weight's tensors do not fit its shape and qtype."""
-    q = get_qtype(w.qtype)
-    packed = (*shape[:-1], packing.packed_size(shape[-1], q.bits))
-    if tuple(w.codes.shape) != packed or w.codes.dtype != q.storage:
-        got = f"{w.codes.dtype} {tuple(w.codes.shape)}"
-        raise ValueError(f"codes must be {q.storage} {packed} for {q.name} {shape}, got {got}")
-    sizes = scale_shape(shape, w.block_size)
-    for name, tensor in (("scale", w.scale), ("zero_point", w.zero_point)):
-        if tensor is not None and tuple(tensor.shape) != sizes:
-            raise ValueError(f"{name} must have shape {sizes} for block_size {w.block_size}, got {tuple(tensor.shape)}")
 
 
 _define()

@@ -134,7 +134,7 @@ def test_scales_saturate_where_their_dtype_ends(qtype: str, scale_dtype: str) ->
     assert q.dequantize().isfinite().all()
 
 
-@pytest.mark.parametrize("qtype", [name for name in QTYPES if name != "nvfp4"])
+@pytest.mark.parametrize("qtype", QTYPES)
 def test_nan_stays_in_its_block(qtype: str) -> None:
     x = torch.ones(2, 64)
     x[0, 3] = torch.nan
@@ -142,6 +142,15 @@ def test_nan_stays_in_its_block(qtype: str) -> None:
     assert dq[0, :32].isnan().all()
     assert torch.equal(dq[0, 32:], dq[1, 32:])
     assert not dq[1].isnan().any()
+
+
+def test_infinity_stays_in_its_block() -> None:
+    x = torch.ones(2, 64)
+    x[0, 3] = torch.inf
+    dq = _quantize(x, "nvfp4", block_size=(1, 16)).dequantize()
+    assert dq[0, :16].isnan().all()
+    assert torch.equal(dq[0, 16:], dq[1, 16:])
+    assert torch.equal(dq[1], x[1])
 
 
 def test_zero_points_are_refused() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import quanto
 from quanto import QTensor
-from quanto.ops import check_weight
+from quanto.contracts import check_weight
 
 QTYPES = sorted(quanto.qtypes)
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..contracts import check_weight
 from ..kernels import kernels
 from ..kernels.layout import Tensors
-from ..ops import check_weight
 from ..tensor import quantize_tensor
 from ..tensor.qtensor import is_small_float
 from ..weight import CANONICAL, Weight, make_key

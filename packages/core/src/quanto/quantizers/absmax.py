@@ -47,8 +47,10 @@ class AbsmaxQuantizer(Quantizer):
 
     def _two_levels(self, peak: Tensor, target: Target) -> Parameters:
         limit = torch.finfo(target.scale_dtype).max
-        largest = peak.amax() if peak.numel() else peak.new_zeros(())
+        finite = torch.where(peak.isfinite(), peak, 0.0)  # a block with infinity or NaN spoils itself, not the others
+        largest = finite.amax() if peak.numel() else peak.new_zeros(())
         shared = torch.where(largest == 0, 1.0, largest / (target.qtype.amax * limit)).float()
-        scale = (peak / target.qtype.amax / shared).clamp(max=limit).to(target.scale_dtype)
+        scale = (peak / target.qtype.amax / shared).clamp(max=limit)
+        scale = torch.where(peak.isfinite(), scale, torch.nan).to(target.scale_dtype)
         smallest = torch.tensor(1, dtype=torch.uint8, device=scale.device).view(target.scale_dtype)
         return Parameters(torch.where(scale.float() == 0, smallest, scale), None, shared)

@@ -120,7 +120,7 @@ def quantize_activation(x: Tensor, qtype: str | QType, scale: Tensor | None = No
 
     Raises:
         TypeError: if x is not floating.
-        ValueError: if the qtype is not one of activations, or the scale not one number.
+        ValueError: if the qtype is not one of activations, the scale not one number, or x one number without a scale.
     """
     q = get_qtype(qtype)
     if not x.is_floating_point():
@@ -130,6 +130,8 @@ def quantize_activation(x: Tensor, qtype: str | QType, scale: Tensor | None = No
     if scale is not None and scale.ndim:
         raise ValueError(f"scale must be one number, got the shape {tuple(scale.shape)}")
     if scale is None:
+        if not x.ndim:
+            raise ValueError("x must have a dimension of features where each token has its own scale; give a scale")
         codes, scale = reference.dynamic_quantize(x, q.name, torch.float32)
         return QTensor(codes, scale, qtype=q, block_size=(*(1,) * (x.ndim - 1), x.shape[-1]), dtype=x.dtype)
     codes = torch.ops.quanto_core.quantize(x, scale, None, None, q.name, [])
