@@ -120,7 +120,8 @@ def measure(setup: Setup, widths: list[int], pipelines: list[str], path: Path, r
         if label in found and "missing" not in found[label]:
             continue
         try:
-            model, bits = peer(setup.load())
+            model = setup.load()
+            bits = peer(model, setup.batches)
             found[label] = {"bits": round(bits, 3), "loss": setup.loss(model) - base}
         except ImportError as error:
             found[label] = {"missing": str(error)}
