@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,12 +20,14 @@ class Layer(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base, self.merged = base, False
+        self.names: list[str] | None = None
 
     def get_base_layer(self) -> nn.Module:
         return self.base
 
-    def merge(self) -> None:
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         self.base.weight.data += 1
+        self.names = adapter_names
         self.merged = True
 
     def unmerge(self) -> None:
@@ -49,7 +52,9 @@ def test_merging_requantizes_and_unmerging_restores_the_codes() -> None:
     Tuner().inject_adapter(model)
     assert seen == [nn.Conv2d]  # while PEFT looks for layers it knows
     assert isinstance(model[0].base, QModule)
-    model[0].merge()
+    assert list(inspect.signature(model[0].merge).parameters) == ["safe_merge", "adapter_names"]
+    model[0].merge(adapter_names=["a"])
+    assert model[0].names == ["a"]
     assert (model[0].base.weight.dequantize() - before - 1).abs().max() < 0.02
     model[0].unmerge()
     assert torch.equal(model[0].base.weight.dequantize(), before)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from quanto import Scheme
-from quanto.hosts.config import FLAGS, SCHEME, ConfigFields, refuse_unknown
+from quanto.hosts.config import FLAGS, SCHEME, ConfigFields, refuse_unknown, weights_of
 
 
 def make(**given: Any) -> ConfigFields:
@@ -45,3 +45,12 @@ def test_unknown_fields_are_refused_with_a_guess() -> None:
     refuse_unknown({}, SCHEME)
     with pytest.raises(ValueError, match="did you mean 'weights'"):
         refuse_unknown({"weight": "int8"}, SCHEME)
+
+
+def test_weights_have_a_second_name() -> None:
+    more = {"weights_dtype": "int4", "other": 1}
+    assert weights_of("int8", more) == "int4"
+    assert more == {"other": 1}
+    assert weights_of("int4", more) == "int4"
+    with pytest.raises(ValueError, match="another name of weights"):
+        weights_of("int4", {"weights_dtype": "int8"})

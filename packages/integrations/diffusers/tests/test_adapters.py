@@ -79,3 +79,59 @@ def test_an_adapter_for_other_shapes_is_refused(
     save_file(wide, tmp_path / path.name, metadata={"format": "pt"})
     with pytest.raises(RuntimeError, match=r"size mismatch for .*lora_A"):
         model.load_lora_adapter(tmp_path, prefix=None, weight_name=FILE)
+
+
+def test_saving_leaves_adapters_out(
+    saved: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model of mixed schemes that was never saved before it got an adapter, which is around quantized and float."""
+    config = QuantoConfig("int8", rules={"proj_out": None, "transformer_blocks.*": "int4"})
+    model = cls("flux").from_pretrained(saved("flux"), quantization_config=config)
+    base = run(model, "flux")
+    model.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q", "proj_out"], init_lora_weights=False))
+    model.save_pretrained(tmp_path)
+    assert "save_lora_adapter" in caplog.text
+    assert torch.equal(run(cls("flux").from_pretrained(tmp_path), "flux"), base)
+    assert not torch.equal(run(model, "flux"), base)
+
+
+def test_one_of_two_adapters_is_fused(saved: Callable[[str], Path]) -> None:
+    model = cls("flux").from_pretrained(saved("flux"), quantization_config=QuantoConfig("int8"))
+    for name in ("a", "b"):
+        model.add_adapter(peft.LoraConfig(r=4, target_modules=["to_q"], init_lora_weights=False), adapter_name=name)
+    model.set_adapters(["a", "b"])
+    model.fuse_lora(adapter_names=["b"], safe_fusing=True)
+    assert model.single_transformer_blocks[0].attn.to_q.merged_adapters == ["b"]
+
+
+@pytest.fixture
+def pipe(saved: Callable[[str], Path]):
+    """What loads adapters of Flux; its other parts are not needed for that."""
+    from diffusers import FluxControlPipeline
+
+    model = cls("flux").from_pretrained(saved("flux"), quantization_config=QuantoConfig("int4"))
+    others = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    return FluxControlPipeline(transformer=model, **others)
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_the_loader_of_flux(pipe, width: int, tmp_path: Path) -> None:
+    """It pads an adapter of narrower layers, and widens a layer for an adapter of wider ones: Flux Control's."""
+    from tiny import build
+
+    other = build("flux", in_channels=width)
+    other.add_adapter(peft.LoraConfig(r=4, target_modules=["x_embedder", "to_q"], init_lora_weights=False))
+    layers = peft.utils.get_peft_model_state_dict(other)
+    type(pipe).save_lora_weights(tmp_path, transformer_lora_layers=layers)
+    model, base = pipe.transformer, run(pipe.transformer, "flux")
+    weight = model.x_embedder.weight.dequantize()
+    pipe.load_lora_weights(tmp_path)
+    assert model.config.in_channels == max(width, 4)
+    held = model.x_embedder.base_layer.weight
+    if width == 8:
+        assert torch.equal(held[:, :4], weight)
+        assert not held[:, 4:].any()
+    else:
+        assert (run(model, "flux") - base).norm() > 0.01 * base.norm()
+    pipe.unload_lora_weights(reset_to_overwritten_params=True)
+    torch.testing.assert_close(run(model, "flux"), base, rtol=1e-5, atol=1e-6)

@@ -39,6 +39,8 @@ def test_reads_what_it_writes() -> None:
         ({"weight": "int8"}, "did you mean 'weights'"),
         ({"quant_method": "gguf"}, "quant_method must be 'quanto'"),
         ({"rules": "a"}, "rules must be a mapping"),
+        ({"weights": "int4", "weights_dtype": "int8"}, "weights_dtype is another name of weights"),
+        ({"kv_cache": 3}, "kv_cache must be a mapping"),
     ],
 )
 def test_what_does_not_fit_is_named(fields: dict[str, Any], message: str) -> None:

@@ -78,3 +78,14 @@ def test_moving_and_casting(model, expected: Tensor) -> None:
     assert torch.equal(run(model.to("cpu"), "unet"), expected)
     with pytest.raises(ValueError, match="unsupported"):
         model.to(torch.float16)
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_what_is_on_disk_is_saved(model, expected: Tensor, kind: str, tmp_path: Path) -> None:
+    """diffusers leaves garbage in memory for what it put on disk."""
+    blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    model.enable_group_offload(CPU, CPU, kind, offload_to_disk_path=str(tmp_path / "offloaded"), **blocks)
+    for folder in (tmp_path / "before", tmp_path / "after"):
+        model.save_pretrained(folder)
+        assert torch.equal(run(cls("unet").from_pretrained(folder), "unet"), expected)
+        assert torch.equal(run(model, "unet"), expected)

@@ -155,3 +155,38 @@ def test_from_single_file(saved: Saved, tmp_path: Path) -> None:
     assert torch.equal(run(again, "flux"), expected)
     with pytest.raises(ValueError, match=r"weight_(packed|scale) has shape"):
         cls("flux").from_single_file(str(path), quantization_config=QuantoConfig("int4"), **config)
+
+
+#: names in files of Wan's own format, and here.
+WAN = {
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    ".attn1.": ".self_attn.",
+    ".attn2.": ".cross_attn.",
+    ".to_out.0.": ".o.",
+    ".to_q.": ".q.",
+    ".to_k.": ".k.",
+    ".to_v.": ".v.",
+    ".ffn.net.0.proj": ".ffn.0",
+    ".ffn.net.2": ".ffn.2",
+    ".norm2": ".norm3",
+    ".scale_shift_table": ".modulation",
+}
+
+
+def test_from_single_file_of_another_format(saved: Saved, tmp_path: Path) -> None:
+    """diffusers translates names first."""
+    state = load_file(saved("wan") / "diffusion_pytorch_model.safetensors")
+    others = {}
+    for name, tensor in state.items():
+        for here, there in WAN.items():
+            name = name.replace(here, there)
+        others[name.replace("proj_out", "head.head").replace("scale_shift_table", "head.modulation")] = tensor
+    save_file(others, tmp_path / "wan.safetensors")
+    model = cls("wan").from_single_file(
+        str(tmp_path / "wan.safetensors"), config=str(saved("wan")), quantization_config=QuantoConfig("int8")
+    )
+    assert torch.equal(run(model, "wan"), run(load("wan", saved("wan"), "int8"), "wan"))

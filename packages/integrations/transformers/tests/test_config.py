@@ -102,6 +102,10 @@ def test_rules_in_all_their_forms() -> None:
     assert all(QuantoConfig(rules=form).rules == QuantoConfig(rules=forms[0]).rules for form in forms)
 
 
+def test_weights_have_diffusers_name_too() -> None:
+    assert QuantoConfig(weights_dtype="int4").weights == "int4"
+
+
 def test_dtypes_may_be_torch_s() -> None:
     assert QuantoConfig(scale_dtype=torch.bfloat16).to_dict()["scale_dtype"] == "bfloat16"
 

@@ -26,16 +26,21 @@ __all__ = ["teach_preparing", "teach_tuners"]
 class _Merging:
     """Mixed into the class of an adapter layer over a frozen quantized layer."""
 
-    def merge(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Adds the adapter to the decoded weight, and quantizes the sum. The codes before it are kept for `unmerge`."""
+    def merge(self: Any, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Adds the adapter to the decoded weight, and quantizes the sum. The codes before it are kept for `unmerge`.
+
+        Args:
+            safe_merge: whether to refuse an adapter that makes NaN of the weight.
+            adapter_names: which; None for those that are active. diffusers looks for arguments of these very names.
+        """
         base = self.get_base_layer()
         if not isinstance(base, QModule) or not base.frozen:
-            super().merge(*args, **kwargs)  # type: ignore[misc]
+            super().merge(safe_merge=safe_merge, adapter_names=adapter_names)  # type: ignore[misc]
             return
         _refuse_sharded(base)
         before = None if self.merged else codes(base)
         with editable(base):
-            super().merge(*args, **kwargs)  # type: ignore[misc]
+            super().merge(safe_merge=safe_merge, adapter_names=adapter_names)  # type: ignore[misc]
         if before is not None and self.merged:
             self.__dict__["_quanto_before"] = before
 

@@ -12,7 +12,7 @@ from ..scheme import Scheme
 from .layers import FORMAT_VERSION, parse_layers
 from .rules import parse_rules
 
-__all__ = ["FLAGS", "SCHEME", "ConfigFields", "refuse_unknown"]
+__all__ = ["FLAGS", "SCHEME", "ConfigFields", "refuse_unknown", "weights_of"]
 
 #: fields that are fields of `quanto.Scheme` too.
 SCHEME = (
@@ -116,6 +116,20 @@ def refuse_unknown(unknown: Mapping[str, Any], known: Sequence[str]) -> None:
         close = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
         raise ValueError(f"QuantoConfig has no field {name!r}; {hint}")
+
+
+def weights_of(weights: str | None, more: dict[str, Any]) -> str | None:
+    """`weights`, or `weights_dtype` as diffusers' own class calls it, which is taken out of `more`.
+
+    Raises:
+        ValueError: if both are given and differ.
+    """
+    alias: str | None = more.pop("weights_dtype", None)
+    if alias is None:
+        return weights
+    if weights not in ("int8", alias):  # int8 is what it is unless said
+        raise ValueError(f"weights_dtype is another name of weights; got {alias!r} and {weights!r}")
+    return alias
 
 
 def _names(value: Any) -> list[str] | None:

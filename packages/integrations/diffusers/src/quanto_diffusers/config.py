@@ -12,12 +12,14 @@ from typing import Any
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin, QuantizationMethod
 from torch import nn
 
-from quanto.hosts.config import FLAGS, SCHEME, ConfigFields, refuse_unknown
+from quanto.hosts.config import FLAGS, SCHEME, ConfigFields, refuse_unknown, weights_of
 from quanto.hosts.layers import FORMAT_VERSION, describe
+
+from .saving import BASE
 
 __all__ = ["QuantoConfig"]
 
-_KNOWN = (*SCHEME, *FLAGS, "modules_to_not_convert", "rules", "weights_dtype")
+_KNOWN = (*SCHEME, *FLAGS, "modules_to_not_convert", "rules", "kv_cache", "weights_dtype")
 
 
 class _AcceptsStock(type):
@@ -86,8 +88,10 @@ class QuantoConfig(ConfigFields, QuantizationConfigMixin, metaclass=_AcceptsStoc
         quant_method: str = "quanto",
         **unknown: Any,
     ) -> None:
-        weights = unknown.pop("weights_dtype", None) or weights
+        weights = weights_of(weights, unknown)
         refuse_unknown(unknown, _KNOWN)
+        if kv_cache is not None and not isinstance(kv_cache, Mapping):
+            raise ValueError(f"kv_cache must be a mapping, got {kv_cache!r}")
         if getattr(quant_method, "value", quant_method) != "quanto":
             raise ValueError(f"quant_method must be 'quanto', got {quant_method!r}")
         second: Any = activations
@@ -125,15 +129,21 @@ class QuantoConfig(ConfigFields, QuantizationConfigMixin, metaclass=_AcceptsStoc
         """From now on `to_dict` describes what is quantized in `model` at the time."""
         self._model = weakref.ref(model)
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The loaded model that this describes, while there is one."""
+        found: nn.Module | None = None if self._model is None else self._model()
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: fields that are not at their default.
 
         Of a loaded model it says what is quantized in it now, for diffusers writes it before it asks the quantizer
         anything. While adapters are on the model, names are those without them.
         """
-        model = None if self._model is None else self._model()
-        if model is not None and not getattr(model, "_hf_peft_config_loaded", False):
-            self.modules = [layers.to_dict() for layers in describe(model)]
+        if self.model is not None:
+            found = [layers.to_dict() for layers in describe(self.model)]
+            self.modules = [{**each, "names": [n.replace(BASE, "") for n in each["names"]]} for each in found]
         return self.fields()
 
     def to_json_string(self, use_diff: bool = True) -> str:

@@ -47,6 +47,7 @@ HOSTS = (
     Host("diffusers.quantizers.auto", _OURS, "register"),
     # imported after it: for a program that imports the above before torch, which it imports when it is half done
     Host("diffusers.models.modeling_utils", _OURS, "register_models"),
+    Host("diffusers.loaders.lora_pipeline", (), "register_lora"),
     Host("peft.tuners.tuners_utils", (), "register_peft"),
 )
 _WAITED_FOR = {name for host in HOSTS for name in (host.name, *host.ours)}

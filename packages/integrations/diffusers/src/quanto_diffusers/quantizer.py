@@ -21,6 +21,7 @@ from quanto.nn import QModule
 from . import skeleton
 from .config import QuantoConfig
 from .finish import dequantize, finish
+from .saving import in_memory, is_on_disk, without_adapters
 from .selection import select
 from .translation import Translation
 
@@ -214,6 +215,18 @@ class QuantoQuantizer(DiffusersQuantizer):  # type: ignore[misc]
     def _dequantize(self, model: Any) -> Any:
         """`model.dequantize()`: float weights that carry the quantization error."""
         return dequantize(model)
+
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Any], safe_serialization: bool = False
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """What `save_pretrained` writes of a model's state dict, and of metadata."""
+        model = self.quantization_config.model
+        if model is None:
+            return state_dict, {}
+        if is_on_disk(model):
+            with in_memory(model):
+                state_dict = model.state_dict()
+        return without_adapters(model, state_dict), {}
 
     # -- what a quantized model can do ---------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import functools
 import sys
 from typing import Any
 
-__all__ = ["register", "register_models", "register_peft"]
+__all__ = ["register", "register_lora", "register_models", "register_peft"]
 
 
 def register() -> None:
@@ -48,6 +48,15 @@ def register_models() -> None:
 
     num_parameters._quanto = True  # type: ignore[attr-defined]
     ModelMixin.num_parameters = num_parameters
+
+
+def register_lora() -> None:
+    """Makes Flux's loader of LoRA find the shapes of quantized weights."""
+    from diffusers.loaders import lora_pipeline
+
+    from .lora import teach_flux
+
+    teach_flux(lora_pipeline)
 
 
 def register_peft() -> None:

@@ -10,14 +10,14 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationMethod
 from transformers.utils.quantization_config import QuantoConfig as StockQuantoConfig
 
-from quanto.hosts.config import FLAGS, SCHEME, ConfigFields, refuse_unknown
+from quanto.hosts.config import FLAGS, SCHEME, ConfigFields, refuse_unknown, weights_of
 from quanto.hosts.layers import FORMAT_VERSION
 
 from .kv_config import KVCacheConfig
 
 __all__ = ["QuantoConfig"]
 
-_KNOWN = (*SCHEME, *FLAGS, "modules_to_not_convert", "rules", "kv_cache")
+_KNOWN = (*SCHEME, *FLAGS, "modules_to_not_convert", "rules", "kv_cache", "weights_dtype")
 
 
 class QuantoConfig(ConfigFields, StockQuantoConfig):  # type: ignore[misc]
@@ -25,7 +25,7 @@ class QuantoConfig(ConfigFields, StockQuantoConfig):  # type: ignore[misc]
 
     Args:
         weights: qtype of the weights: `"int8"`, `"int4"`, `"float8"`, `"nf4"` or any other of `quanto.qtypes`; None
-            where rules say it all.
+            where rules say it all. `weights_dtype`, as diffusers calls it, does too.
         activations: qtype of the layers' inputs, `"int8"` or `"float8"`; a scale per token at run time, until
             `quanto_transformers.calibrate` gives static ones. None leaves them floating.
         modules_to_not_convert: modules to leave floating, beside those left by default: each a path (`"lm_head"`,
@@ -79,6 +79,8 @@ class QuantoConfig(ConfigFields, StockQuantoConfig):  # type: ignore[misc]
         quant_method: str = "quanto",
         **unknown: Any,
     ) -> None:
+        weights = weights_of(weights, unknown)
+        weights = weights_of(weights, unknown)
         refuse_unknown(unknown, _KNOWN)
         if getattr(quant_method, "value", quant_method) != "quanto":
             raise ValueError(f"quant_method must be 'quanto', got {quant_method!r}")
