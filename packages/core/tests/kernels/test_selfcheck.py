@@ -94,6 +94,20 @@ def test_a_kernel_may_state_its_tolerance(make: Make) -> None:
     assert _check(make(fn=coarse, tolerance=0.1)) is None
 
 
+def test_the_truth_is_made_on_the_cpu(make: Make) -> None:
+    """Where the kernel's device has no such dtype, the reference could not run there."""
+    seen: dict[str, set[str]] = {"reference": set(), "kernel": set()}
+
+    def look(who: str, *args: Any) -> torch.Tensor:
+        seen[who] |= {a.device.type for a in args if isinstance(a, torch.Tensor)}
+        return reference.linear(*args) if who == "reference" else torch.zeros(args[0].shape[0], 32)
+
+    spec = make(fn=lambda *args: look("kernel", *args), device="meta")
+    said = check(spec, replace(REQUEST, device="meta"), None, lambda *args: look("reference", *args))
+    assert seen == {"reference": {"cpu"}, "kernel": {"meta"}}
+    assert "the reference has" in str(said)
+
+
 def test_layouts_are_packed_first(make: Make) -> None:
     def flip(tensors, qtype, block, size):
         return tensors[0].flip(0), tensors[1].flip(0), *tensors[2:]
