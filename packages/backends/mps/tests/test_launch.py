@@ -12,10 +12,11 @@ from metal_shim.signature import read
 
 from quanto_backend_mps.library import FAMILIES, source
 from quanto_backend_mps.ops.dense import Dense
+from quanto_backend_mps.ops.encode import Bits, Encode
 from quanto_backend_mps.ops.linear import Linear
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="the preprocessor is g++'s")
-STRUCTS = {"gemv": Linear, "dense": Dense}
+STRUCTS = {"gemv": Linear, "gemm": Linear, "dense": Dense, "encode": Encode, "bits": Bits}
 
 # Of Metal 3.1 and later: bfloat, lambdas, if constexpr; and what Metal never had.
 LACKING = {
@@ -39,7 +40,7 @@ def test_structs_have_the_fields_that_the_host_fills(family: str) -> None:
 
 def test_every_shader_file_is_a_family() -> None:
     found = {f.name.removesuffix(".metal") for f in (files("quanto_backend_mps") / "shaders").iterdir()}
-    assert found == {"decode", *FAMILIES}
+    assert found == {name for parts in FAMILIES.values() for name in parts}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -25,7 +25,7 @@ from quanto.testing.run import plan
 from quanto_backend_mps.specs import specs
 
 DEVICE = "mps" if torch.backends.mps.is_available() else "cpu"
-LIMIT = int(os.environ.get("QUANTO_MPS_CASES", "3"))
+LIMIT = int(os.environ.get("QUANTO_MPS_CASES", "2"))
 # What does not depend on the kind of weight: one case a kernel.
 ONCE = {"compiles_once", "serves_several_threads", "has_a_meaningful_tolerance"}
 

@@ -20,8 +20,14 @@ from torch import Tensor
 
 __all__ = ["FAMILIES", "launch", "library", "source"]
 
-#: shader files; each is compiled together with `decode.metal`.
-FAMILIES = ("gemv", "dense")
+#: what is compiled together, by the last file of it, whose kernels they are.
+FAMILIES = {
+    "gemv": ("decode", "product", "gemv"),
+    "gemm": ("decode", "product", "gemm"),
+    "dense": ("decode", "dense"),
+    "encode": ("decode", "encode"),
+    "bits": ("decode", "bits"),
+}
 
 _lock = threading.Lock()
 _compiled: dict[str, Any] = {}
@@ -31,7 +37,7 @@ _compiled: dict[str, Any] = {}
 def source(family: str) -> str:
     """The Metal source of a family of kernels."""
     folder = files("quanto_backend_mps") / "shaders"
-    return "\n".join((folder / f"{name}.metal").read_text(encoding="utf-8") for name in ("decode", family))
+    return "\n".join((folder / f"{name}.metal").read_text(encoding="utf-8") for name in FAMILIES[family])
 
 
 def library(family: str) -> Any:
@@ -69,4 +75,10 @@ def launch(
         group: threads of a threadgroup in each dimension.
     """
     call = getattr(library(family), kernel)
-    call(*tensors, list(sizes), threads=list(threads), group_size=list(group), arg_casts={len(tensors): "int32"})
+    call(
+        *tensors,
+        [int(n) for n in sizes],
+        threads=list(threads),
+        group_size=list(group),
+        arg_casts={len(tensors): "int32"},
+    )

@@ -11,13 +11,15 @@ import torch
 
 from quanto.kernels import KernelSpec, Request
 
-from .ops import dense, linear
+from .ops import dense, encode, linear
 from .ops.define import define
 from .weights import KINDS
 
 __all__ = ["specs"]
 
 _FLOATS = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_INTEGERS = frozenset({"int8", "int4", "int3", "int2"})
+_NARROW = frozenset(KINDS) - {"int8", "float8_e4m3fn", "float8_e5m2"}
 _GRANULARITIES = frozenset({"tensor", "channel", "group", "block"})
 
 
@@ -47,4 +49,16 @@ def specs() -> tuple[KernelSpec, ...]:
         _kernel("linear_input_grad", dense.linear_input_grad),
         _kernel("dequantize", dense.dequantize),
         _kernel("embedding", dense.embedding),
+        _kernel("quantize", encode.quantize),
+        _kernel(
+            "dynamic_quantize",
+            encode.dynamic_quantize,
+            qtypes=frozenset({"int8"}),
+            granularities=frozenset({"tensor"}),
+            zero_points=frozenset({"none"}),
+            scale_dtypes=frozenset({torch.float32}),
+        ),
+        _kernel("pack", encode.pack, qtypes=_NARROW, zero_points=frozenset({"none"})),
+        _kernel("unpack", encode.unpack, qtypes=_NARROW, zero_points=frozenset({"none"})),
+        _kernel("scaled_linear", linear.scaled_linear, qtypes=_INTEGERS, activations=frozenset({"int8"})),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from quanto import packing
 from quanto.qtypes import get_qtype
 
-__all__ = ["KINDS", "NONE", "TYPES", "Operand", "aligned", "operand"]
+__all__ = ["KINDS", "NONE", "SUFFIXES", "TABLES", "TYPES", "Operand", "aligned", "floating", "operand"]
 
 #: the part of a kernel's name that says how elements are decoded, by qtype.
 KINDS = {
@@ -25,7 +25,8 @@ KINDS = {
     "float8_e4m3fn": "e4m3",
     "float8_e5m2": "e5m2",
 }
-_TABLES = {"nf4": 0, "fp4": 1}
+#: which of the tables of `shaders/decode.metal`.
+TABLES = {"nf4": 0, "fp4": 1}
 
 #: the type codes, and the part of a kernel's name that says of what type activations are.
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
@@ -95,6 +96,12 @@ def aligned(t: Tensor, bytes_: int) -> bool:
     return t.storage_offset() * t.element_size() % bytes_ == 0
 
 
+def floating(name: str, x: Tensor) -> None:
+    """Raises TypeError, naming the argument, if it is no float that the kernels take."""
+    if x.dtype not in TYPES or not x.is_floating_point():
+        raise TypeError(f"{name} must be float32, float16 or bfloat16, got {x.dtype}")
+
+
 def operand(
     codes: Tensor,
     scale: Tensor,
@@ -139,6 +146,6 @@ def operand(
     if shared is not None:
         scale = scale.float() * shared
     return Operand(
-        KINDS[qtype], q.bits, _TABLES.get(qtype, 0), codes.contiguous(), scale.contiguous(),
+        KINDS[qtype], q.bits, TABLES.get(qtype, 0), codes.contiguous(), scale.contiguous(),
         None if zero is None else zero.contiguous(), rows, size, group, groups, block_rows,
     )  # fmt: skip

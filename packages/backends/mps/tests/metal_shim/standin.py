@@ -27,9 +27,9 @@ __all__ = ["Checks", "Shim"]
 
 HERE = Path(__file__).parent
 FLAGS = (
-    "-std=c++17", "-O1", "-march=native", "-fPIC", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-Wall",
-    "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-unused-function",
-    "-Wno-unused-variable", "-Wno-type-limits", "-Wno-psabi", "-Wno-missing-field-initializers",
+    "-std=c++17", "-O1", "-march=native", "-fsigned-char", "-fPIC", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE",
+    "-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-unused-parameter",
+    "-Wno-unused-function", "-Wno-unused-variable", "-Wno-type-limits", "-Wno-psabi", "-Wno-missing-field-initializers",
 )  # fmt: skip
 DTYPES = {
     "float": {torch.float32},

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..library import launch
-from ..weights import SUFFIXES, Operand, operand
+from ..weights import SUFFIXES, Operand, floating, operand
 
 __all__ = ["Dense", "decoded", "dequantize", "embedding", "linear_by_parts", "linear_input_grad"]
 
@@ -123,6 +123,7 @@ def linear_input_grad(
     size: int,
 ) -> Tensor:
     """`grad @ W`. A weight that is too large is decoded in stretches of columns, whose products need no sum."""
+    floating("grad", grad)
     w = operand(codes, scale, zero, shared, qtype, block, size, "the weight")
     if grad.shape[-1] != w.rows:
         raise ValueError(f"grad has {grad.shape[-1]} features, the weight has {w.rows} rows")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`linear`: which kernel for how many tokens."""
+"""`linear` and `scaled_linear`: which kernel for how many tokens."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from quanto import reference
+from quanto.qtypes import get_qtype
+
 from ..library import launch
-from ..weights import NONE, SUFFIXES, TYPES, Operand, aligned, operand
+from ..weights import NONE, SUFFIXES, TYPES, Operand, aligned, floating, operand
 from .dense import linear_by_parts
 
-__all__ = ["GEMV_TOKENS", "Linear", "gemv", "linear", "multiply"]
+__all__ = ["FUSED_TOKENS", "GEMV_TOKENS", "Linear", "linear", "multiply", "scaled_linear"]
 
 GEMV_TOKENS = 16
+# Above, a decoded weight and torch's own product, which reads it in the best tiles of the chip. Not measured on a GPU.
+FUSED_TOKENS = 256
 # Tokens that a GEMV is compiled for, and rows of the weight that a simdgroup then owns; two simdgroups a threadgroup.
 _GEMVS = ((1, 4), (4, 4), (16, 2))
 _SIMDGROUPS = 2
+# Of gemm.metal: tokens and rows of a threadgroup, and its threads.
+_TILE = (32, 64)
+_TILE_THREADS = 128
 
 
 class Linear(NamedTuple):
-    """The struct of `shaders/gemv.metal`."""
+    """The struct of `shaders/product.metal`."""
 
     tokens: int
     rows: int
@@ -39,44 +47,50 @@ class Linear(NamedTuple):
     whole_row: int
     x_scale: int
     ticks: int
-
-
-def _sizes(x: Tensor, w: Operand, bias: Tensor | None, out: Tensor, x_scale: Tensor | None, ticks: bool) -> Linear:
-    bias_type = NONE if bias is None else TYPES[bias.dtype]
-    kind = 0 if x_scale is None else 2 if x_scale.ndim else 1
-    return Linear(
-        x.shape[0], w.rows, w.size, w.stride, w.group, w.groups, w.block_rows, *w.types, bias_type, TYPES[out.dtype],
-        w.table, w.whole_row, kind, ticks,
-    )  # fmt: skip
-
-
-def gemv(
-    x: Tensor, w: Operand, bias: Tensor | None, out: Tensor, x_scale: Tensor | None = None, ticks: bool = False
-) -> None:
-    """Starts the kernel for 1 to 16 tokens on contiguous tensors, a weight `by_words` and x at whole vectors."""
-    tokens, rows = next(pair for pair in _GEMVS if x.shape[0] <= pair[0])
-    groups = -(-w.rows // (rows * _SIMDGROUPS))
-    width = 32 * _SIMDGROUPS
-    tensors = (x, *w.tensors, *_rest(w, bias, x_scale), out)
-    name = f"gemv{tokens}_{w.kind}_{SUFFIXES[x.dtype]}"
-    sizes = [int(n) for n in _sizes(x, w, bias, out, x_scale, ticks)]
-    launch("gemv", name, tensors, sizes, (groups * width, 1, 1), (width, 1, 1))
-
-
-def _rest(w: Operand, bias: Tensor | None, x_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Bias and scales of the tokens; something else, which is not read, where they are not there."""
-    return w.scale if bias is None else bias, w.scale.new_empty(1, dtype=torch.float32) if x_scale is None else x_scale
+    vectors: int
 
 
 def multiply(
     x: Tensor, w: Operand, bias: Tensor | None, dtype: torch.dtype, x_scale: Tensor | None = None, ticks: bool = False
 ) -> Tensor:
-    """`x @ W.T + bias`, `[tokens, rows]` of `dtype`, for contiguous x `[tokens, size]` and bias."""
-    if x.shape[0] <= GEMV_TOKENS and w.by_words:
-        out = torch.empty(x.shape[0], w.rows, dtype=dtype, device=x.device)
-        gemv(x if aligned(x, 4 * x.element_size()) else x.clone(), w, bias, out, x_scale, ticks)
-        return out
-    return linear_by_parts(x, w, bias)
+    """`x @ W.T + bias`, fused.
+
+    Args:
+        x: contiguous `[tokens, size]`, floating or int8.
+        w: the weight.
+        bias: contiguous `[rows]`, or None.
+        dtype: of the result.
+        x_scale: float32, `[]` or contiguous `[tokens]`: what int8 x is scaled by.
+        ticks: whether the bias joins the sum rounded to units of the scales.
+
+    Returns:
+        `[tokens, rows]`.
+    """
+    tokens = x.shape[0]
+    few = tokens <= GEMV_TOKENS and w.by_words
+    vectors = aligned(x, 4 * x.element_size()) and w.size % 4 == 0
+    if few and not vectors:
+        x, vectors = x.clone(), True
+    out = torch.empty(tokens, w.rows, dtype=dtype, device=x.device)
+    sizes = Linear(
+        tokens, w.rows, w.size, w.stride, w.group, w.groups, w.block_rows, *w.types,
+        NONE if bias is None else TYPES[bias.dtype], TYPES[dtype], w.table, w.whole_row,
+        0 if x_scale is None else 2 if x_scale.ndim else 1, ticks, vectors,
+    )  # fmt: skip
+    # something that is not read stands in for what is not there
+    plus = w.scale if bias is None else bias
+    scales = out.new_empty(1, dtype=torch.float32) if x_scale is None else x_scale
+    tensors = (x, *w.tensors, plus, scales, out)
+    kind = f"{w.kind}_{SUFFIXES[x.dtype]}"
+    if few:
+        most, rows = next(pair for pair in _GEMVS if tokens <= pair[0])
+        width = 32 * _SIMDGROUPS
+        groups = -(-w.rows // (rows * _SIMDGROUPS))
+        launch("gemv", f"gemv{most}_{kind}", tensors, sizes, (groups * width, 1), (width, 1))
+    else:
+        grid = (-(-w.rows // _TILE[1]) * _TILE_THREADS, -(-tokens // _TILE[0]))
+        launch("gemm", f"gemm_{kind}", tensors, sizes, grid, (_TILE_THREADS, 1))
+    return out
 
 
 def linear(
@@ -90,19 +104,76 @@ def linear(
     block: Sequence[int],
 ) -> Tensor:
     """The operator; any number of tokens."""
-    if x.dtype not in TYPES or not x.is_floating_point():
-        raise TypeError(f"x must be float32, float16 or bfloat16, got {x.dtype}")
-    for name, tensor in (("x", x), ("bias", bias)):
+    floating("x", x)
+    w = _weight(x, "x", codes, scale, zero, shared, bias, qtype, block)
+    shape = (*x.shape[:-1], w.rows)
+    if not x.numel() or not w.rows:
+        return _of_nothing(shape, bias, x.dtype, x)
+    plus = None if bias is None else bias.contiguous()
+    rows = x.reshape(-1, w.size).contiguous()
+    if rows.shape[0] > FUSED_TOKENS:
+        return linear_by_parts(rows, w, plus).reshape(shape)
+    return multiply(rows, w, plus, x.dtype).reshape(shape)
+
+
+def scaled_linear(
+    x_codes: Tensor,
+    x_scale: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    shared: Tensor | None,
+    bias: Tensor | None,
+    x_qtype: str,
+    qtype: str,
+    block: Sequence[int],
+    out_scale: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The operator on int8 activations: their products are summed as floats, which hold them exactly up to 2**24."""
+    if x_codes.dtype != torch.int8:
+        raise TypeError(f"x_codes must be int8, got {x_codes.dtype}")
+    if x_scale.device != x_codes.device:
+        raise ValueError(f"x_scale is on {x_scale.device}, x_codes is on {x_codes.device}")
+    w = _weight(x_codes, "x_codes", codes, scale, zero, shared, bias, qtype, block)
+    shape = (*x_codes.shape[:-1], w.rows)
+    wide = dtype if out_scale is None else torch.float32
+    if not x_codes.numel() or not w.rows:
+        y = _of_nothing(shape, bias, wide, x_codes)
+    else:
+        scales = x_scale.float()
+        if scales.ndim:
+            scales = scales.reshape(-1).contiguous()
+        whole = zero is None or not zero.is_floating_point()
+        ticks = bool(block) and block[0] == 1 and w.whole_row and whole and not scales.ndim
+        plus = None if bias is None else bias.contiguous()
+        rows = x_codes.reshape(-1, w.size).contiguous()
+        y = multiply(rows, w, plus, wide, scales, ticks).reshape(shape)
+    return y if out_scale is None else reference.encode(y / out_scale.float(), get_qtype(x_qtype))
+
+
+def _weight(
+    x: Tensor,
+    name: str,
+    codes: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    shared: Tensor | None,
+    bias: Tensor | None,
+    qtype: str,
+    block: Sequence[int],
+) -> Operand:
+    """The weight of a product, checked together with what it meets."""
+    for what, tensor in ((name, x), ("bias", bias)):
         if tensor is not None and tensor.device != codes.device:
-            raise ValueError(f"{name} is on {tensor.device}, codes is on {codes.device}")
-    size = x.shape[-1]
-    w = operand(codes, scale, zero, shared, qtype, block, size)
+            raise ValueError(f"{what} is on {tensor.device}, codes is on {codes.device}")
+    w = operand(codes, scale, zero, shared, qtype, block, x.shape[-1], name)
     if bias is not None and bias.shape != (w.rows,):
         raise ValueError(f"bias must have shape {(w.rows,)}, got {tuple(bias.shape)}")
-    shape = (*x.shape[:-1], w.rows)
-    tokens = x.numel() // size if size else 0
-    if not tokens or not w.rows:
-        out = x.new_zeros(shape)
-        return out if bias is None or not out.numel() else out + bias.to(x.dtype)
-    plus = None if bias is None else bias.contiguous()
-    return multiply(x.reshape(tokens, size).contiguous(), w, plus, x.dtype).reshape(shape)
+    return w
+
+
+def _of_nothing(shape: tuple[int, ...], bias: Tensor | None, dtype: torch.dtype, x: Tensor) -> Tensor:
+    """The product of no tokens, of no rows, or over no features: the bias."""
+    out = torch.zeros(shape, dtype=dtype, device=x.device)
+    return out if bias is None or not out.numel() else out + bias.to(dtype)

@@ -52,10 +52,13 @@ inline float4 widen(half4 v) { return float4(v); }
 inline float4 widen(ushort4 v) { return as_type<float4>(uint4(v) << 16); }
 inline float4 widen(char4 v) { return float4(v); }
 
+// By its bits, which no compiler may assume away.
+inline bool is_nan(float v) { return (as_type<uint>(v) & 0x7fffffffu) > 0x7f800000u; }
+
 // Nearest, ties to even; NaN stays NaN.
 inline ushort to_bf16(float v) {
-    uint bits = as_type<uint>(v);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) {
+    const uint bits = as_type<uint>(v);
+    if (is_nan(v)) {
         return ushort((bits >> 16) | 0x40u);
     }
     return ushort((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);

@@ -13,33 +13,7 @@
 // Bound by memory for a few tokens (0.5 bytes a weight for int4); by arithmetic from about 8 tokens on: one multiply-add
 // for each weight and token.
 
-struct Linear {
-    int tokens, rows, size, stride, group, groups, block_rows, scale_type, zero_type, bias_type, out_type, table;
-    int whole_row, x_scale, ticks;
-};
-
 constant int SIMDGROUPS = 2;
-
-// The result of a sum: scaled, with its bias, written. `total` lacks the scale of a whole row, and that of the tokens.
-inline void finish(
-    float total, int m, int n, device const uchar* scale, device const uchar* bias, device const float* x_scale,
-    device uchar* out, constant Linear& p
-) {
-    float unit = p.whole_row ? load_number(scale, ulong(n / p.block_rows), p.scale_type) : 1.0f;
-    if (p.x_scale == 1) {
-        unit *= x_scale[0];
-    } else if (p.x_scale == 2) {
-        unit *= x_scale[m];
-    }
-    const float b = p.bias_type == NONE ? 0.0f : load_number(bias, ulong(n), p.bias_type);
-    float y;
-    if (p.ticks && fabs(rint(b / unit)) < 1073741824.0f) {  // the bias joins the integer sum in units of the scales
-        y = (total + rint(b / unit)) * unit;
-    } else {
-        y = total * unit + b;
-    }
-    store_number(out, ulong(m) * ulong(p.rows) + ulong(n), y, p.out_type);
-}
 
 template <typename K, typename T, typename T4, int TOKENS, int ROWS>
 inline void gemv(
