@@ -84,8 +84,17 @@ def test_calibrating_again_goes_on() -> None:
     assert torch.equal(model[2].input_scale, model[0].output_scale)
 
 
-@pytest.mark.parametrize("momentum", [-0.1, 1.0, 2])
-def test_momentum_is_checked(momentum: float) -> None:
+def test_inputs_given_by_keyword_are_measured() -> None:
+    layer, again = _model(nn.Linear(32, 8)), _model(nn.Linear(32, 8))
+    with quanto.Calibration(), torch.no_grad():
+        for batch in X.chunk(4):
+            layer[0](batch)
+            again[0](input=batch)
+    assert torch.equal(again[0].input_scale, layer[0].input_scale)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, 2, "a"])
+def test_momentum_is_checked(momentum: Any) -> None:
     with pytest.raises(ValueError, match=r"momentum must be in \[0, 1\), got"):
         quanto.Calibration(momentum=momentum)
 

@@ -53,8 +53,8 @@ class Calibration:
     """
 
     def __init__(self, momentum: float = 0.9, streamline: bool = True) -> None:
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {momentum}")
+        if not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
         self.momentum, self.streamline = momentum, streamline
         self.removed: Counter[str] = Counter()
         self.kept = 0
@@ -71,7 +71,7 @@ class Calibration:
         hooks = nn.modules.module
         self._handles = [
             hooks.register_module_forward_pre_hook(self._before),
-            hooks.register_module_forward_hook(self._after),
+            hooks.register_module_forward_hook(self._after, with_kwargs=True),
         ]
         _running.append(self)
         QTensor.on_dequantize = _notify
@@ -105,9 +105,10 @@ class Calibration:
         if module.output_scale is not None:  # or what is measured would be rounded and clipped by it
             self._hidden[id(module)] = module, module.output_scale
             module.output_scale = None
-        if not module.quantizes_input or not args:
-            return
-        x = args[0]
+        if module.quantizes_input and args:
+            self._measure(module, args[0])
+
+    def _measure(self, module: QModule, x: Any) -> None:
         if isinstance(x, QTensor):
             if x.qtype.name == module.scheme.activations and not x.block_size:
                 if x.producer is not None:
@@ -121,8 +122,12 @@ class Calibration:
             assert module.scheme.activations is not None
             self._update(module, "input_scale", x, module.scheme.activations)
 
-    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not isinstance(module, QModule) or not _calibrates(module) or not module.quantizes_output:
+    def _after(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if not isinstance(module, QModule) or not _calibrates(module):
+            return None
+        if module.quantizes_input and not args and kwargs:  # torch has no global hook that sees them before
+            self._measure(module, next(iter(kwargs.values())))
+        if not module.quantizes_output:
             return None
         qtype = module.scheme.activations
         assert qtype is not None

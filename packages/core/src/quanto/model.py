@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,10 +61,22 @@ def quantize(
     _check_model("quantize", model)
     default = default_scheme(weights, activations, scheme, options)
     plan = select(model, default, rules, include, exclude)
+    if not plan:
+        _warn_frozen(model)
     for name, module, wanted, parameters in track(plan, "quantize", enabled=progress):
         quantize_module(name, module, wanted, parameters)
     unfuse(model)
     return model
+
+
+def _warn_frozen(model: nn.Module) -> None:
+    frozen = Counter(str(m.scheme) for m in model.modules() if isinstance(m, QModule) and m.frozen and m._slots)
+    if frozen:
+        kinds = " and ".join(f"{n} as {scheme}" for scheme, n in frozen.items())
+        warnings.warn(
+            f"quantize changed nothing: what is frozen stays ({kinds}); quanto.dequantize(model) makes it float again",
+            stacklevel=3,
+        )
 
 
 def quantize_module(name: str, module: nn.Module, scheme: Scheme, parameters: dict[str, str] | None) -> None:
