@@ -12,9 +12,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Folders that tools write, and `shared`, where models may lie: a folder of that name is never part of the tree.
-UNTRACKED = {".git", ".nox", ".venv", "venv", ".cache", "__pycache__", "build", "dist", "node_modules", "shared"}
-UNTRACKED |= {".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "htmlcov"}
+# Folders that tools write, and `shared`, where models may lie: a folder of that name is never part of the tree. Nor are
+# hidden folders, but these two.
+UNTRACKED = {"venv", "__pycache__", "build", "dist", "node_modules", "shared", "htmlcov"}
+TRACKED_HIDDEN = {".ci", ".github"}
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,16 @@ def packages(*roles: str) -> list[Package]:
 def files(suffix: str, folder: Path = ROOT) -> Iterator[Path]:
     """Files of the tree with that suffix, outside the folders that tools write."""
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in UNTRACKED and not name.endswith(".egg-info"))
+        folders[:] = sorted(name for name in folders if _tracked(name))
         for name in sorted(names):
             if name.endswith(suffix):
                 yield Path(parent, name)
+
+
+def _tracked(name: str) -> bool:
+    if name.startswith("."):
+        return name in TRACKED_HIDDEN
+    return name not in UNTRACKED and not name.endswith(".egg-info")
 
 
 def documents() -> list[Path]:
