@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """optimum.quanto on quanto: models, files and code written for optimum-quanto run on it."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._conflict import refuse_both
 from ._version import __version__
 from .available import is_diffusers_available, is_transformers_available
 from .calibrate import Calibration
+from .library import define_operators, get_extension, is_extension_available
 from .model import freeze, quantization_map, quantize, requantize
+from .models import LAZY as _LAZY
 from .nn import QConv2d, QLayerNorm, QLinear, QModuleMixin, quantize_module, register_qmodule
 from .qtype import (
     qfloat8,
@@ -42,6 +47,14 @@ from .tensor import (
     ungroup,
 )
 
+if TYPE_CHECKING:
+    from .models import (
+        QuantizedDiffusersModel,
+        QuantizedModelForCausalLM,
+        QuantizedPixArtTransformer2DModel,
+        QuantizedTransformersModel,
+    )
+
 __all__ = [
     "AbsmaxOptimizer",
     "ActivationQBytesTensor",
@@ -57,6 +70,10 @@ __all__ = [
     "QLinear",
     "QModuleMixin",
     "QTensor",
+    "QuantizedDiffusersModel",
+    "QuantizedModelForCausalLM",
+    "QuantizedPixArtTransformer2DModel",
+    "QuantizedTransformersModel",
     "SymmetricOptimizer",
     "WeightQBitsTensor",
     "WeightQBytesTensor",
@@ -65,9 +82,11 @@ __all__ = [
     "axis_to_dim",
     "dtype_info",
     "freeze",
+    "get_extension",
     "group",
     "grouped_shape",
     "is_diffusers_available",
+    "is_extension_available",
     "is_transformers_available",
     "qfallback",
     "qfloat8",
@@ -90,3 +109,15 @@ __all__ = [
 ]
 
 refuse_both()
+define_operators()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(".models", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
@@ -13,7 +14,6 @@ from torch import nn
 from .nn import QModuleMixin, quantize_module
 from .qtype import qtype
 from .tensor.optimizers import Optimizer
-from .tensor.qtensor import QTensor
 
 __all__ = ["freeze", "quantization_map", "quantize", "requantize"]
 
@@ -69,15 +69,19 @@ def freeze(model: nn.Module) -> None:
 
 
 def quantization_map(model: nn.Module) -> dict[str, dict[str, str]]:
-    """`{module: {"weights": qtype, "activations": qtype}}`, `"none"` where not quantized."""
-    return {
-        name: {
-            "weights": "none" if module.weight_qtype is None else module.weight_qtype.name,
-            "activations": "none" if module.activation_qtype is None else module.activation_qtype.name,
-        }
-        for name, module in model.named_modules()
-        if isinstance(module, QModuleMixin)
-    }
+    """`{module: {"weights": qtype, "activations": qtype}}`, `"none"` where not quantized.
+
+    Modules with activations whose outputs stay floating have `"outputs": "none"` too; optimum-quanto overlooks that.
+    """
+    return {name: _entry(module) for name, module in model.named_modules() if isinstance(module, QModuleMixin)}
+
+
+def _entry(module: QModuleMixin) -> dict[str, str]:
+    qtypes = {"weights": module.weight_qtype, "activations": module.activation_qtype}
+    entry = {key: "none" if value is None else value.name for key, value in qtypes.items()}
+    if module.activation_qtype is not None and "output" not in module._quantize_hooks:
+        entry["outputs"] = "none"
+    return entry
 
 
 def requantize(
@@ -89,34 +93,59 @@ def requantize(
     """Gives a float model the quantized modules of a map and the values of a state dict.
 
     Args:
-        model: may be on the meta device.
+        model: may be on the meta device; then it takes the dtypes of the state dict.
         state_dict: of a quantized model.
         quantization_map: of the same model.
         device: where the model shall be; default where it is, or the CPU where that is nowhere.
+
+    Raises:
+        ValueError: if the map names a module that the model does not have, or a tensor on meta gets no value.
     """
-    if device is None:
-        found = next(model.parameters(), None)
-        device = torch.device("cpu") if found is None or found.device.type == "meta" else found.device
     for name, entry in quantization_map.items():
         try:
             module = model.get_submodule(name)
         except AttributeError as error:
             raise ValueError(f"quantization_map names {name!r}, which {type(model).__name__} does not have") from error
-        kinds = {key: None if entry[key] == "none" else entry[key] for key in ("weights", "activations")}
-        made = quantize_module(module, **kinds)
-        if made is not None:
-            _replace(model, name, made)
-    for module in model.modules():
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is None or tensor.device.type != "meta" or isinstance(tensor, QTensor):
+        made: Any = module
+        if not isinstance(module, QModuleMixin):
+            kinds = {key: None if entry[key] == "none" else entry[key] for key in ("weights", "activations")}
+            made = quantize_module(module, **kinds)
+            if made is None:
                 continue
-            empty = (
-                torch.ones_like(tensor, device="cpu")
-                if name.endswith("_scale")
-                else torch.empty_like(tensor, device="cpu")
-            )
-            if isinstance(tensor, nn.Parameter):
-                empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-            setattr(module, name, empty)
-    model.to(device)
-    model.load_state_dict(state_dict, strict=False)
+            _replace(model, name, made)
+        if entry.get("outputs") == "none":
+            made.disable_output_quantization()
+    on_meta = any(t.is_meta for t in model.parameters())
+    if not on_meta and device is not None:
+        model.to(device)
+    found = model.load_state_dict(state_dict, strict=False, assign=on_meta)
+    if on_meta:
+        _complete(model)
+        model.to("cpu" if device is None else device)
+    elif wrong := [*found.missing_keys, *found.unexpected_keys]:
+        warnings.warn(f"state_dict and model differ in {_some(wrong)}", stacklevel=2)
+
+
+def _complete(model: nn.Module) -> None:
+    """Gives scales that files need not have a value, and ties what is tied; nothing may be left without memory."""
+    for module in model.modules():
+        if isinstance(module, QModuleMixin):
+            for name in ("input_scale", "output_scale"):
+                if getattr(module, name).is_meta:
+                    setattr(module, name, torch.ones_like(getattr(module, name), device="cpu"))
+    tie: Any = getattr(model, "tie_weights", None)
+    if tie is not None and _empty(model):
+        tie()
+    if left := _empty(model):
+        raise ValueError(
+            f"state_dict lacks {_some(left)}, and the model is on the meta device; buffers that files do not hold need "
+            "accelerate.init_empty_weights instead of torch.device('meta')"
+        )
+
+
+def _empty(model: nn.Module) -> list[str]:
+    return [name for tensors in (model.named_parameters(), model.named_buffers()) for name, t in tensors if t.is_meta]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

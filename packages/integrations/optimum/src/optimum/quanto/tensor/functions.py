@@ -11,33 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quanto import ops
-from quanto.weight import Weight, make_key
+from quanto.weight import Weight
 
+from .kernel import codes_of, of_rows
 from .qbytes import ActivationQBytesTensor, WeightQBytesTensor
 from .qtensor import QTensor
 
 __all__ = ["FUNCTIONS", "core_weight"]
 
 
-def codes_of(data: Tensor) -> Tensor:
-    """Codes as quanto stores them: float8 as bytes."""
-    return data.view(torch.uint8) if data.is_floating_point() else data
-
-
 def core_weight(weight: WeightQBytesTensor) -> Weight:
     """The same tensors as quanto's operators take them."""
-    codes, name = codes_of(weight._data), weight.qtype.core
-    block = (1, codes.shape[1])
-    return Weight(
-        codes,
-        weight._scale,
-        None,
-        None,
-        name,
-        block,
-        codes.shape[1],
-        make_key(name, block, tuple(codes.shape), weight._scale, None),
-    )
+    return of_rows(weight._data, weight._scale, weight._scale.dtype)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
@@ -57,7 +42,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
 
 
 def _by_rows(weight: WeightQBytesTensor) -> bool:
-    return weight.axis == 0 and weight.ndim == 2 and weight._data.is_contiguous()
+    return weight.axis in (0, None) and weight.ndim == 2 and weight._data.is_contiguous()
 
 
 def equal(input: Tensor, other: Tensor) -> Any:

@@ -22,9 +22,9 @@ __all__ = [
 ]
 
 
-def _check_axis(axis: int | None) -> None:
-    if axis not in (0, -1, None):
-        raise ValueError(f"axis must be 0, -1 or None, got {axis}")
+def _along(base: Tensor, axis: int | None) -> int | None:
+    """The axis, or None where it has a single entry: such a weight has one scale, as in files of optimum-quanto."""
+    return None if axis is not None and base.shape[axis] == 1 else axis
 
 
 class Optimizer(ABC):
@@ -41,8 +41,9 @@ class SymmetricOptimizer(Optimizer):
     @torch.no_grad()
     def __call__(self, base: Tensor, qtype: qtype, axis: int | None = None) -> Tensor:
         """The scale: `[]`, or one for each entry of the axis, in as many dimensions as the base has."""
-        _check_axis(axis)
-        scale = self.optimize(base, qtype, axis)
+        if axis not in (0, -1, None):
+            raise ValueError(f"axis must be 0, -1 or None, got {axis}")
+        scale = self.optimize(base, qtype, _along(base, axis))
         if scale.dtype != base.dtype:
             raise TypeError(f"{type(self).__name__}.optimize must return {base.dtype}, got {scale.dtype}")
         return scale
@@ -83,7 +84,7 @@ class AffineOptimizer(Optimizer):
             base = group(base, axis, group_size)
         if group_size is not None and base.numel() == 0:
             raise ValueError("base has no elements")
-        scale, shift = self.optimize(base, qtype, axis)
+        scale, shift = self.optimize(base, qtype, _along(base, axis))
         if scale.dtype != base.dtype or shift.dtype != base.dtype:
             raise TypeError(
                 f"{type(self).__name__}.optimize must return {base.dtype}, got {scale.dtype}, {shift.dtype}"
@@ -94,15 +95,18 @@ class AffineOptimizer(Optimizer):
         return scale, shift
 
     @abstractmethod
-    def optimize(self, base: Tensor, qtype: qtype, axis: int) -> tuple[Tensor, Tensor]:
-        """See `__call__`; the base is grouped already."""
+    def optimize(self, base: Tensor, qtype: qtype, axis: int | None) -> tuple[Tensor, Tensor]:
+        """See `__call__`; the base is grouped already, the axis None where it has one entry."""
 
 
 class MaxOptimizer(AffineOptimizer):
-    """The range of a group maps to the range of the qtype."""
+    """The range of a group maps to the range of the qtype.
 
-    def optimize(self, base: Tensor, qtype: qtype, axis: int) -> tuple[Tensor, Tensor]:
-        dims = axis_to_dim(base, axis)
+    A single row has a scale for each of its entries, so that nothing is rounded: optimum-quanto's files have that.
+    """
+
+    def optimize(self, base: Tensor, qtype: qtype, axis: int | None) -> tuple[Tensor, Tensor]:
+        dims = axis_to_dim(base, -1 if axis is None else axis)
         low, high = torch.amin(base, dim=dims, keepdim=True), torch.amax(base, dim=dims, keepdim=True)
         return (high - low) / (2**qtype.bits - 1), -low
 
@@ -123,8 +127,10 @@ class HqqOptimizer(MaxOptimizer):
     ) -> None:
         self.lp_norm, self.beta, self.kappa, self.iters, self.verbose = lp_norm, beta, kappa, iters, verbose
 
-    def optimize(self, base: Tensor, qtype: qtype, axis: int) -> tuple[Tensor, Tensor]:
+    def optimize(self, base: Tensor, qtype: qtype, axis: int | None) -> tuple[Tensor, Tensor]:
         scale, shift = super().optimize(base, qtype, axis)
+        if axis is None:
+            return scale, shift
         divisor = torch.where(scale == 0, 1, scale)
         dims, beta = axis_to_dim(base, axis), self.beta
         best, best_error = shift, torch.inf
