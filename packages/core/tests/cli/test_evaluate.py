@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import quanto
 from quanto.cli import main
 from quanto.serialization.foreign import open_model
+from quanto.serialization.formats import formats
 
 
 def test_figures_come_with_their_convention(language_model: Path, text: Path, capsys) -> None:
@@ -42,3 +45,29 @@ def test_too_little_text_and_unknown_folders(language_model: Path, text: Path, t
     one, two = capsys.readouterr().err.splitlines()
     assert "at least 99999 are needed" in one
     assert "no installed package knows how to run this model" in two
+
+
+def test_other_kinds_of_models(tmp_path: Path, monkeypatch, capsys) -> None:
+    logits = torch.eye(3)
+    able = SimpleNamespace(
+        detect=lambda folder: False,
+        accepts=lambda folder: (folder / "classes").exists(),
+        task=lambda folder: quanto.eval.Task("classifier", lambda examples: logits[: len(examples)]),
+    )
+    monkeypatch.setitem(formats, "classes", able)
+    (tmp_path / "classes").write_text("")
+    data = tmp_path / "list.jsonl"
+    data.write_text('{"text": "a", "label": 0}\n{"text": "b", "label": 2}\n')
+    words = ["eval", str(tmp_path), "--data", str(data), "--against", str(tmp_path)]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: figure["correct"] for name, figure in found.items()} == {
+        "accuracy": 1,
+        "accuracy of the reference": 1,
+        "agreement": 2,
+    }
+    assert main(words) == 0
+    assert "accuracy: 50.00% (label is the highest logit, 1 of 2)" in capsys.readouterr().out
+    data.write_text("{")
+    assert main(words) == 2
+    assert "line 1" in capsys.readouterr().err

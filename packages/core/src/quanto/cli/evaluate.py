@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`quanto eval`: the perplexity of a folder's model, and how far it is from the float one."""
+"""`quanto eval`: what a folder's model knows, and how far it is from the float one."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,25 +15,41 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A folder of a language model, floating or quantized.")],
-    data: Annotated[Path, typer.Option(help="The text to measure on.")],
-    against: Annotated[Path | None, typer.Option(help="The float model, for divergence and agreement.")] = None,
+    folder: Annotated[Path, typer.Argument(help="A folder of a model, floating or quantized.")],
+    data: Annotated[Path, typer.Option(help="A text; for other than language models, examples as JSON lines.")],
+    against: Annotated[Path | None, typer.Option(help="The float model, to compare with.")] = None,
     block: Annotated[int, typer.Option(min=2, help="Tokens per block; papers use 2048.")] = 2048,
     blocks: Annotated[int, typer.Option(min=0, help="Blocks to measure; 0: the whole text.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Measure perplexity, and against the float model divergence and agreement; says by which convention."""
+    """Measure what a model knows, and against the float model what it lost; says by which convention."""
+    from ..serialization.foreign import open_task
+
+    task = open_task(folder)
+    if task is not None:
+        found = _examples(task, data, None if against is None else open_task(against))
+    else:
+        found = _language(folder, data, against, block, blocks)
+    if as_json:
+        typer.echo(json.dumps({name: value.to_dict() for name, value in found.items()}, indent=2))
+    else:
+        typer.echo("\n".join(f"{name}: {value}" for name, value in found.items()))
+
+
+def _language(folder: Path, data: Path, against: Path | None, block: int, blocks: int) -> dict[str, Any]:
     from ..eval import divergence, perplexity
     from ..serialization.foreign import open_model
 
     model, encode = open_model(folder)
     tokens = read_tokens(data, encode, block, blocks * block)
-    found = perplexity(model, tokens, block=block)
-    result: dict[str, Any] = {"perplexity": asdict(found)}
-    lines = [f"perplexity {found}"]
+    found: dict[str, Any] = {"perplexity": perplexity(model, tokens, block=block)}
     if against is not None:
-        reference, _ = open_model(against)
-        distance = divergence(model, reference, tokens, block=block)
-        result["divergence"] = distance.to_dict()
-        lines += [str(distance), f"log-perplexity {distance.rise:+.5f} against the float model"]
-    typer.echo(json.dumps(result, indent=2) if as_json else "\n".join(lines))
+        found["divergence"] = divergence(model, open_model(against)[0], tokens, block=block)
+    return found
+
+
+def _examples(task: Any, data: Path, reference: Any) -> dict[str, Any]:
+    from ..eval.examples import read_examples
+    from ..eval.tasks import measure
+
+    return measure(task, read_examples(data), reference)

@@ -39,7 +39,10 @@ class Divergence:
     convention: str
 
     def __str__(self) -> str:
-        return f"KL {self.mean:.4g} nats, same top token {self.agreement:.2%} ({self.convention})"
+        return (
+            f"KL {self.mean:.4g} nats, same top token {self.agreement:.2%}, log-perplexity {self.rise:+.5f} "
+            f"({self.convention})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

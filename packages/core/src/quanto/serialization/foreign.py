@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from .formats import formats
 from .manifest import Manifest
 
-__all__ = ["Opened", "complete", "known_layers", "open_model"]
+if TYPE_CHECKING:
+    from ..eval.tasks import Task
+
+__all__ = ["Opened", "complete", "known_layers", "open_model", "open_task"]
 
 #: a float or quantized model, and what makes tokens, int64 `[n]`, of a text
 Opened = tuple[nn.Module, Callable[[str], Tensor]]
@@ -45,6 +48,17 @@ def open_model(folder: Path) -> Opened:
         raise ValueError(f"{folder}: no installed package knows how to run this model (quanto-transformers may)")
     opened: Opened = found[1].open(folder)
     return opened
+
+
+def open_task(folder: Path) -> Task | None:
+    """A folder's model with what makes its inputs of examples; None where no format knows it as more than a text's.
+
+    Raises:
+        ValueError: if a format knows it, and it can't be opened.
+    """
+    found = _able(folder, "task")
+    task: Task | None = None if found is None else found[1].task(folder)
+    return task
 
 
 def complete(source: Path, folder: Path, manifest: Manifest) -> list[str]:

@@ -79,6 +79,13 @@ class Checkpoint:
 
         return model, encode
 
+    def task(self, folder: Path) -> Any:
+        """The model as a classifier, an encoder or one of speech, if it is one."""
+        from .tasks import open_task
+
+        architectures = _config(folder).get("architectures") or []
+        return open_task(folder, str(architectures[0])) if architectures else None
+
     def complete(self, source: Path, folder: Path, manifest: Any) -> None:
         """Writes what `from_pretrained` needs: the quantized modules in `config.json`, and the index of the shards."""
         from quanto import Scheme
