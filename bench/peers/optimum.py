@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .weights import HEAD, Peer, count
@@ -20,7 +21,7 @@ def _quantizer(name: str, bits: int, extra: float, group: int | None, activation
         inputs = None if activations is None else getattr(peer, activations)
         peer.quantize(model, weights=getattr(peer, name), activations=inputs, exclude=[HEAD])
         if inputs is not None:
-            with peer.Calibration():
+            with torch.no_grad(), peer.Calibration():
                 for batch in batches:
                     model(batch)
         peer.freeze(model)
