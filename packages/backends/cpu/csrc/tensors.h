@@ -78,7 +78,7 @@ Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor
   w.ready = panels ? w.n / kRows : 0;
   w.scale_rows = whole || panels ? 1 : block[0];
   w.scale_stride = whole && !panels ? 0 : w.groups;
-  const int64_t rows = (w.n + w.scale_rows - 1) / w.scale_rows, scales = w.scale_stride ? rows * w.groups : 1;
+  const int64_t rows = (w.n + w.scale_rows - 1) / w.scale_rows, scales = whole && !panels ? 1 : rows * w.groups;
   STD_TORCH_CHECK(scale.numel() == scales, "scale must have ", scales, " elements, got ", scale.numel());
   if (zero.has_value()) {
     STD_TORCH_CHECK(zero->numel() == scales, "zero_point must have ", scales, " elements, got ", zero->numel());

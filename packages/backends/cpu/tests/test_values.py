@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from weights import SHAPES, sample
 
 from quanto import packing, reference
+from quanto.blocks import scale_shape
 from quanto.kernels.codes import compare_codes
 from quanto.qtypes import get_qtype
 from quanto_backend_cpu.specs import EVERY, INTEGERS
@@ -35,6 +36,16 @@ def test_dequantize_and_embedding(qtype: str, group: int | None, isa: str) -> No
             assert torch.equal(OPS.embedding(indices.int(), *w.canonical, *tail, torch.float32), rows)
         for dtype in (torch.bfloat16, torch.float16):
             assert torch.equal(OPS.dequantize_panels(*w.panels, *tail, dtype), values.to(dtype))
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 0), (0, 8)])
+@pytest.mark.parametrize("block", [[], [1, 8], [1, 1]])
+def test_nothing_to_decode(shape: tuple[int, int], block: list[int]) -> None:
+    sizes = scale_shape(shape, block)
+    codes, scale = torch.empty(shape, dtype=torch.int8), torch.ones(sizes)
+    assert OPS.dequantize(codes, scale, None, None, "int8", block, shape[1], torch.float32).shape == shape
+    x = torch.ones(2, shape[1])
+    assert torch.equal(OPS.linear(x, codes, scale, None, None, None, "int8", block), torch.zeros(2, shape[0]))
 
 
 def test_an_index_out_of_range_is_refused() -> None:
