@@ -28,7 +28,7 @@ def test_never_worse_and_mostly_better(zero: torch.dtype | None) -> None:
     weight, hessian = torch.randn(32, 48), _hessian(48)
     target = Target(quanto.qint3, (1, 16), torch.float16, zero is None, zero or torch.int8)
     p = fit(weight, target)
-    elements = round_columns(weight, hessian, target, p)
+    elements, _ = round_columns(weight, hessian, target, p)
     found = refine(weight, elements, hessian, target, p)
     assert found.scale.dtype == torch.float16
     assert zero is None or (found.zero_point is not None and found.zero_point.dtype == zero)

@@ -6,7 +6,21 @@ from .awq import AWQ
 from .gptq import GPTQ
 from .pipeline import Pipeline, calibrate_weights
 from .rotate import Rotate
+from .samples import generate_samples
 from .smooth import SmoothQuant
 from .step import Block, Step
+from .tune import Tune
 
-__all__ = ["AWQ", "GPTQ", "AutoRound", "Block", "Pipeline", "Rotate", "SmoothQuant", "Step", "calibrate_weights"]
+__all__ = [
+    "AWQ",
+    "GPTQ",
+    "AutoRound",
+    "Block",
+    "Pipeline",
+    "Rotate",
+    "SmoothQuant",
+    "Step",
+    "Tune",
+    "calibrate_weights",
+    "generate_samples",
+]

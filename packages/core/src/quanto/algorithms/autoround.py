@@ -15,7 +15,8 @@ from ..nn.base import QModule
 from ..quantizers import Parameters, Target, fit
 from ..quantizers.grid import round_scale, round_zero
 from ..tensor.quantize import make_target
-from .gptq import spread_parameters
+from ..weight import Weight
+from .spread import spread_parameters
 from .step import Block, Step, adopt, as_float, first_tensor
 
 __all__ = ["AutoRound"]
@@ -26,7 +27,8 @@ class AutoRound(Step):
 
     For every weight it learns up to half a step that is added before rounding, and for every block of weights a factor
     of the scale, so that the block's output comes near to what the float model's is. Parameters move by the sign of
-    their gradient times a rate that falls to zero; the best of all steps is kept. Starts from least squares.
+    their gradient times a rate that falls to zero; where the end is no better than the start, that is kept. Starts from
+    least squares, or from the codes of a step before that has frozen layers and said what it rounded, as GPTQ does.
 
     Args:
         steps: of gradient descent per block.
@@ -37,8 +39,9 @@ class AutoRound(Step):
 
     name = "autoround"
     needs_original = True
+    needs_floats = True
 
-    def __init__(self, steps: int = 100, rate: float | None = None, samples: int = 1, seed: int = 0) -> None:
+    def __init__(self, steps: int = 200, rate: float | None = None, samples: int = 2, seed: int = 0) -> None:
         if steps < 1 or samples < 1:
             raise ValueError(f"steps and samples must be at least 1, got {steps} and {samples}")
         self.steps, self.rate, self.samples, self.seed = steps, rate or 1 / steps, samples, seed
@@ -46,9 +49,11 @@ class AutoRound(Step):
     def apply(self, block: Block) -> None:
         """Learns and freezes every linear layer of the block that has an integer qtype."""
         layers = {}
-        for name, layer in block.layers().items():
+        frozen = {name: block.module.get_submodule(name) for name in block.floats}
+        for name, layer in (block.layers() | frozen).items():
+            assert isinstance(layer, QModule)
             if layer.scheme.qtype.is_integer:
-                layers[name] = _Rounding(layer)
+                layers[name] = _Rounding(layer, block.floats.pop(name, None))
             else:
                 block.skipped.append(f"{name}: rounding is learned for integers, not for {layer.scheme.weights}")
         if not layers:
@@ -56,61 +61,86 @@ class AutoRound(Step):
         wanted = [self._output(block, i, original=True) for i in range(len(block.inputs))]
         generator = torch.Generator().manual_seed(self.seed)
         learned = [p for r in layers.values() for p in (r.offset, r.factor)]
-        least, best = float("inf"), [p.detach().clone() for p in learned]
+        roundings = list(layers.values())
+        start = self._loss(block, roundings, wanted)
         for step in range(self.steps):
             picked = torch.randperm(len(wanted), generator=generator)[: self.samples].tolist()
-            loss = self._gradient(block, layers, wanted, picked)
-            if loss < least:
-                least, best = loss, [p.detach().clone() for p in learned]
+            self._gradient(block, roundings, wanted, picked)
             for parameter in learned:
                 assert parameter.grad is not None
                 parameter.data.sub_(parameter.grad.sign(), alpha=self.rate * (1 - step / self.steps))
                 parameter.grad = None
-            for rounding in layers.values():
+            for rounding in roundings:
                 rounding.clamp()
-        for parameter, value in zip(learned, best, strict=True):
-            parameter.data.copy_(value)
+        loss = self._loss(block, roundings, wanted)
+        if not loss < start:
+            loss = start
+            for rounding in roundings:
+                rounding.reset()
         for name, rounding in layers.items():
-            block.losses[name] = least
+            block.losses[name] = loss
             rounding.freeze()
 
-    def _gradient(self, block: Block, layers: dict[str, _Rounding], wanted: list[Tensor], picked: list[int]) -> float:
-        """Adds gradients of the picked batches; returns their loss relative to the output's square."""
-        total = 0.0
-        with torch.enable_grad(), _replaced(list(layers.values())):
+    def _loss(self, block: Block, roundings: list[_Rounding], wanted: list[Tensor]) -> float:
+        """Over all batches, relative to the output's square."""
+        with torch.no_grad(), _replaced(roundings):
+            for rounding in roundings:
+                rounding.current = rounding.weight()
+            return sum(float(_relative(self._output(block, i), w)) for i, w in enumerate(wanted)) / len(wanted)
+
+    def _gradient(self, block: Block, roundings: list[_Rounding], wanted: list[Tensor], picked: list[int]) -> None:
+        """Adds gradients of the picked batches."""
+        with torch.enable_grad(), _replaced(roundings):
             for index in picked:
-                for rounding in layers.values():
+                for rounding in roundings:
                     rounding.current = rounding.weight()
-                error = self._output(block, index) - wanted[index]
-                loss = error.square().mean() / wanted[index].square().mean().clamp(min=1e-12) / len(picked)
-                loss.backward()
-                total += float(loss.detach())
-        return total
+                (_relative(self._output(block, index), wanted[index]) / len(picked)).backward()
 
     @staticmethod
     def _output(block: Block, index: int, original: bool = False) -> Tensor:
         if not original:
             return first_tensor(block.inputs.run(block.module, index)).float()
-        with as_float(block.module):
-            return first_tensor(block.originals.run(block.module, index)).float().detach()
+        module = block.module if block._float is None else block.original
+        with as_float(module):
+            return first_tensor(block.originals.run(module, index)).float().detach()
+
+
+def _relative(found: Tensor, wanted: Tensor) -> Tensor:
+    return (found - wanted).square().mean() / wanted.square().mean().clamp(min=1e-12)
 
 
 class _Rounding:
     """The rounding of one layer: what is learned, and the weight that follows from it."""
 
-    def __init__(self, layer: QModule) -> None:
+    def __init__(self, layer: QModule, floats: Tensor | None) -> None:
         self.layer, slot = layer, layer._slots["weight"]
-        parameter = layer._parameters["weight"]
-        assert parameter is not None
-        self.float = parameter.detach().float()
         if slot.scheme.algorithm is None and not slot.scheme.is_symmetric:
             slot.scheme = replace(slot.scheme, algorithm="mse")
-        blocks = slot.scheme.block_size(tuple(self.float.shape))
-        self.target: Target = make_target(slot.scheme, blocks, parameter.dtype)
-        self.start: Parameters = fit(self.float, self.target)
+        blocks = slot.scheme.block_size(slot.rows_shape())
+        self.target: Target = make_target(slot.scheme, blocks, slot.dtype)
+        if floats is None:
+            parameter = layer._parameters["weight"]
+            assert parameter is not None
+            self.float = parameter.detach().float()
+            self.start: Parameters = fit(self.float, self.target)
+        else:
+            w = layer.operand()
+            assert w.scale is not None
+            self.start = Parameters(w.scale, w.zero_point)
+            self.float = self._within(floats, w)
         self.offset = torch.zeros_like(self.float, requires_grad=True)
         self.factor = torch.ones_like(self.start.scale, dtype=torch.float32, requires_grad=True)
         self.current: Tensor = self.float
+
+    def _within(self, floats: Tensor, w: Weight) -> Tensor:
+        """The values nearest to `floats` that round to the codes the layer has."""
+        scale, zero = spread_parameters(self.start, self.target, floats)
+        q = self.target.qtype
+        codes = w.codes if q.bits == 8 else packing.unpack(w.codes, q.bits, w.size)
+        elements = reference.decode(codes, q, torch.float32)
+        shift = 0.0 if zero is None else zero
+        steps = (floats / scale + shift).clamp(elements - 0.49, elements + 0.49)
+        return (steps - shift) * scale
 
     def _parameters(self) -> tuple[Tensor, Tensor | None]:
         """Scale and zero point of each block; straight-through the rounding to what is stored."""
@@ -139,6 +169,11 @@ class _Rounding:
         """Keeps offsets within half a step, and factors near 1."""
         self.offset.data.clamp_(-0.5, 0.5)
         self.factor.data.clamp_(0.5, 1.5)
+
+    def reset(self) -> None:
+        """Back to the start."""
+        self.offset.data.zero_()
+        self.factor.data.fill_(1)
 
     def freeze(self) -> None:
         """Gives the layer its codes."""

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from .. import packing, reference
-from ..blocks import merge, scale_shape, split
 from ..nn.base import QModule
 from ..quantizers import Parameters, Target, fit
 from ..quantizers.grid import nearest
 from ..tensor.quantize import make_target
+from .descend import descend
 from .refine import refine
+from .spread import spread_parameters
 from .statistics import Moments, input_groups, moments
 from .step import Block, Step, adopt
 
-__all__ = ["GPTQ", "round_columns", "spread_parameters"]
+__all__ = ["GPTQ", "round_columns"]
 
 _COLUMNS = 128  # of a lazy batch
 
@@ -40,6 +41,8 @@ class GPTQ(Step):
             already; False takes them once per block, in about a third of the time.
         correct: 0 to 1, how far the weights are moved.
         refine: whether scales and zero points are fitted once more to the chosen codes, all groups of a row together.
+        sweeps: how often each column is rounded anew to where all others leave least error (see `descend`); each takes
+            about the time of the rounding itself.
     """
 
     name = "gptq"
@@ -51,13 +54,16 @@ class GPTQ(Step):
         sequential: bool = True,
         correct: float = 0.75,
         refine: bool = True,
+        sweeps: int = 2,
     ) -> None:
         if damping <= 0:
             raise ValueError(f"damping must be positive, got {damping}")
         if not 0 <= correct <= 1:
             raise ValueError(f"correct must be in [0, 1], got {correct}")
+        if sweeps < 0:
+            raise ValueError(f"sweeps must not be negative, got {sweeps}")
         self.damping, self.act_order, self.sequential, self.correct = damping, act_order, sequential, correct
-        self.needs_original, self.refine = correct > 0, refine
+        self.needs_original, self.refine, self.sweeps = correct > 0, refine, sweeps
 
     def apply(self, block: Block) -> None:
         """Freezes every linear layer of the block."""
@@ -70,9 +76,11 @@ class GPTQ(Step):
         for group in groups:
             found = ahead.pop(group[0], None) or moments(block, group[0], crossed)
             for name in group:
-                block.losses[name] = self._quantize(layers[name], found)
+                block.losses[name], floats = self._quantize(layers[name], found)
+                if block.keeps_floats:
+                    block.floats[name] = floats
 
-    def _quantize(self, layer: QModule, found: Moments) -> float:
+    def _quantize(self, layer: QModule, found: Moments) -> tuple[float, Tensor]:
         slot = layer._slots["weight"]
         parameter: Tensor = layer._parameters["weight"]  # type: ignore[assignment]
         weight = slot.rows(parameter.detach()).float()
@@ -90,14 +98,18 @@ class GPTQ(Step):
             wanted = weight + self.correct * torch.cholesky_solve(difference.T, _cholesky(damped)).T
         importance = damped.diagonal()
         parameters = fit(wanted, target, importance)
-        elements = round_columns(wanted, damped, target, parameters, self.act_order)
-        if self.refine:
-            parameters = refine(wanted, elements, damped, target, parameters)
+        elements, floats = round_columns(wanted, damped, target, parameters, self.act_order)
+        for again in range(1 + self.sweeps):
+            if again:
+                elements, floats = descend(wanted, elements, damped, target, parameters)
+            if self.refine:
+                parameters = refine(wanted, elements, damped, target, parameters)
         codes = packing.pack(reference.encode(elements, target.qtype), target.qtype.bits)
         error = self._values(codes, parameters, target, weight) - wanted
         adopt(layer, codes, parameters)
         whole = ((weight @ hessian) * weight).sum()
-        return float(((error @ hessian) * error).sum() / whole.clamp(min=torch.finfo(torch.float32).tiny))
+        loss = ((error @ hessian) * error).sum() / whole.clamp(min=torch.finfo(torch.float32).tiny)
+        return float(loss), floats
 
     @staticmethod
     def _values(codes: Tensor, p: Parameters, target: Target, weight: Tensor) -> Tensor:
@@ -106,8 +118,8 @@ class GPTQ(Step):
 
 def round_columns(
     weight: Tensor, hessian: Tensor, target: Target, parameters: Parameters, act_order: bool = True
-) -> Tensor:
-    """Elements of the qtype for `weight`, `[out, in]` float32.
+) -> tuple[Tensor, Tensor]:
+    """Elements of the qtype for `weight`, and the values that were rounded to them, both `[out, in]` float32.
 
     Args:
         weight: `[out, in]` float32.
@@ -138,22 +150,11 @@ def round_columns(
             if i + 1 < end:
                 work[i + 1 : end].addr_(factor[i, i + 1 : end], error, alpha=-1)
         work[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
-    elements = elements.T
-    return elements if order is None else elements[:, order.argsort()]
-
-
-def spread_parameters(p: Parameters, target: Target, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Scale and zero point of every element, float32."""
-    scale = p.scale.float() if p.global_scale is None else p.scale.float() * p.global_scale.float()
-    return _each(scale, target, weight), None if p.zero_point is None else _each(p.zero_point.float(), target, weight)
-
-
-def _each(values: Tensor, target: Target, weight: Tensor) -> Tensor:
-    if not target.block_size:
-        return values.expand(weight.shape)
-    assert values.shape == scale_shape(weight.shape, target.block_size)
-    blocks = split(weight, target.block_size)
-    return merge(values[:, None, :, None].expand(blocks.shape), weight.shape)
+    elements, work = elements.T, work.T  # a column of work is as it was when its turn came
+    if order is not None:
+        back = order.argsort()
+        elements, work = elements[:, back], work[:, back]
+    return elements, work
 
 
 def _cholesky(matrix: Tensor) -> Tensor:

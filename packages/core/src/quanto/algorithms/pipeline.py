@@ -34,13 +34,13 @@ class Pipeline:
     algorithm of its scheme.
 
     Args:
-        *steps: `Step`s or their names.
+        *steps: `Step`s or their names; `"best"` stands for `"gptq", "autoround", "tune"`.
     """
 
     def __init__(self, *steps: Step | str) -> None:
         from . import steps as known
 
-        self.steps = [known.make(step) if isinstance(step, str) else step for step in steps]
+        self.steps = [made for s in steps for made in (known.make(s) if isinstance(s, str) else [s])]
         for step in self.steps:
             if not isinstance(step, Step):
                 raise TypeError(f"steps must be names or Step objects, got {type(step).__name__}")
@@ -84,6 +84,8 @@ class Pipeline:
                 if streams is not None:
                     self._chain(chain, streams, store, bar)
                 self._rest(model, samples, store, bar, streams is not None)
+            for step in self.steps:
+                step.conclude(model, samples, progress)
         arrange(model)
         if store is not None:
             store.finish()
@@ -119,6 +121,9 @@ class Pipeline:
         if store is not None and store.load(block):
             return
         if any(isinstance(m, QModule) and m._slots and not m.frozen for m in block.module.modules()):
+            block.keeps_floats = any(step.needs_floats for step in self.steps[1:])
+            if block.keeps_floats:
+                block.keep_original()
             for step in self.steps:
                 step.apply(block)
             for step in reversed(self.steps):

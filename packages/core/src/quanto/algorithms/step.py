@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,10 @@ class Block:
     skipped: list[str] = field(default_factory=list)
     #: layer names to losses: the part of a layer's output, in squares, that quantizing lost
     losses: dict[str, float] = field(default_factory=dict)
+    #: whether a later step wants `floats`
+    keeps_floats: bool = False
+    #: layer names to the values, `[out, in]`, that a step rounded to the codes of a frozen layer
+    floats: dict[str, Tensor] = field(default_factory=dict)
     _float: nn.Module | None = None
 
     def layers(self) -> dict[str, QModule]:
@@ -75,6 +79,8 @@ class Step:
     name: str = ""
     #: whether `Block.originals` is used: the pipeline then runs the float model beside the quantized one
     needs_original: bool = False
+    #: whether `Block.floats` is used
+    needs_floats: bool = False
 
     def prepare(self, model: nn.Module) -> None:
         """Changes the whole float model, once, before any data is seen."""
@@ -84,6 +90,9 @@ class Step:
 
     def finish(self, block: Block) -> None:
         """Freezes layers that are still floating after all steps; the last step comes first."""
+
+    def conclude(self, model: nn.Module, samples: Sequence[Any], progress: bool | None = None) -> None:
+        """Changes the whole frozen model, once, after the last block."""
 
 
 @contextmanager
@@ -111,7 +120,7 @@ def _bound(module: QModule) -> Callable[..., Any]:
 
 def adopt(layer: QModule, codes: Tensor, parameters: Parameters) -> None:
     """Freezes a layer with codes and parameters that a step chose."""
-    weight = layer._parameters["weight"]
+    weight = layer._parameters.get("weight")
     layer._adopt("weight", [codes, *parameters])
     if weight is not None:
         guard_orphan(weight)

@@ -9,19 +9,24 @@ from .gptq import GPTQ
 from .rotate import Rotate
 from .smooth import SmoothQuant
 from .step import Step
+from .tune import Tune
 
-__all__ = ["make", "steps"]
+__all__ = ["make", "presets", "steps"]
 
 #: the steps that a name stands for, with their defaults.
-steps: dict[str, type[Step]] = {step.name: step for step in (Rotate, SmoothQuant, AWQ, GPTQ, AutoRound)}
+steps: dict[str, type[Step]] = {step.name: step for step in (Rotate, SmoothQuant, AWQ, GPTQ, AutoRound, Tune)}
+
+#: names that stand for several steps.
+presets: dict[str, tuple[str, ...]] = {"best": ("gptq", "autoround", "tune")}
 
 
-def make(name: str) -> Step:
-    """A step with its defaults.
+def make(name: str) -> list[Step]:
+    """The step of a name, or the steps of a preset, with their defaults.
 
     Raises:
         ValueError: if there is none of that name, naming those that there are.
     """
-    if name not in steps:
-        raise ValueError(f"unknown step {name!r}; known: {', '.join(sorted(steps))}")
-    return steps[name]()
+    names = presets.get(name, (name,))
+    if unknown := [n for n in names if n not in steps]:
+        raise ValueError(f"unknown step {unknown[0]!r}; known: {', '.join(sorted({*steps, *presets}))}")
+    return [steps[n]() for n in names]

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codes once more: each column is rounded anew to where all others leave least error, several times over."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..quantizers import Parameters, Target
+from ..quantizers.grid import nearest
+from .spread import spread_parameters
+
+__all__ = ["descend"]
+
+_COLUMNS = 128  # of a lazy batch
+
+
+def descend(
+    weight: Tensor, elements: Tensor, hessian: Tensor, target: Target, p: Parameters, sweeps: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Coordinate descent on the codes (CDQuant, Nair and Suggala, 2024, arXiv:2406.17542, its cyclic form).
+
+    With all other columns fixed, the error of a column under the Hessian is a parabola whose minimum is known, and the
+    best code is the nearest to that; so no step raises the error of any row.
+
+    Args:
+        weight: `[out, in]` float32, what is wanted.
+        elements: `[out, in]` float32, where to start.
+        hessian: `[in, in]` float32, positive definite.
+        target: of the weight.
+        p: its scales and zero points, which stay.
+        sweeps: over all columns.
+
+    Returns:
+        Elements, and the values that were rounded to them, both `[out, in]` float32.
+    """
+    scale, zero = spread_parameters(p, target, weight)
+    scale, zero = scale.T.contiguous(), None if zero is None else zero.T.contiguous()
+    found = elements.T.contiguous()  # a column of the weight is a row here, contiguous
+    values = (found if zero is None else found - zero) * scale
+    slope = hessian @ (values - weight.T)  # half the error's gradient
+    diagonal, floats = hessian.diagonal(), torch.empty_like(values)
+    for _ in range(sweeps):
+        for start in range(0, len(found), _COLUMNS):
+            end = min(start + _COLUMNS, len(found))
+            moved = torch.empty_like(found[start:end])
+            for i in range(start, end):
+                torch.sub(values[i], slope[i] / diagonal[i], out=floats[i])
+                steps = floats[i] / scale[i]
+                element = nearest(steps if zero is None else steps.add_(zero[i]), target.qtype)
+                value = (element if zero is None else element - zero[i]) * scale[i]
+                moved[i - start] = value - values[i]
+                found[i], values[i] = element, value
+                slope[start:end].addr_(hessian[start:end, i], moved[i - start])
+            slope[:start].addmm_(hessian[:start, start:end], moved)
+            slope[end:].addmm_(hessian[end:, start:end], moved)
+    return found.T.contiguous(), floats.T.contiguous()
