@@ -145,6 +145,17 @@ def test_a_layout_of_ones_own_answers_to_arranged_weights_only(registry: KernelR
         assert torch.equal(got, reference.linear(x, codes, scale, None, None, None, "int8", (1, 64)))
 
 
+def test_a_layout_is_chosen_once_until_kernels_change(registry: KernelRegistry, make: Make, key: Key) -> None:
+    request = Request.parse("linear", key(), "cpu", torch.float32)
+    assert registry.layout_for(request) == "canonical"
+    registry.register_layout(Layout("test.flipped", KEEP.pack, KEEP.unpack))
+    registry.register(make(layout="test.flipped"))
+    assert registry.layout_for(request) == "test.flipped"
+    with registry.select("-test.kernel"):
+        assert registry.layout_for(request) == "canonical"
+    assert registry.layout_for(request) == "test.flipped"
+
+
 # -- by name -----------------------------------------------------------------------------------------------------------
 
 

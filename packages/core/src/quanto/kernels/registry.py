@@ -75,6 +75,7 @@ class KernelRegistry:
         self._names: dict[tuple[str, str, str, torch.dtype, str], str] = {}
         #: kernels of `linear` by (weight key, device, dtype): the shortest path of eager calls.
         self.direct: dict[tuple[str, torch.device, torch.dtype], Callable[..., Any]] = {}
+        self._fastest: dict[Request, str] = {}
         self._distrusted: dict[str, str] = {}
         self._checked: set[tuple[object, ...]] = set()
         self._warned: set[str] = set()
@@ -144,6 +145,7 @@ class KernelRegistry:
 
     def _forget(self) -> None:
         self._names = {}  # anew, so that a choice made before and still under way is written where nobody reads
+        self._fastest = {}
         self.direct.clear()
 
     # -- choosing ----------------------------------------------------------------------------------------------
@@ -154,6 +156,13 @@ class KernelRegistry:
             return self._names[op, key, device, dtype, activations]
         except KeyError:
             return self._choose_and_check(op, key, device, dtype, activations)
+
+    def layout_for(self, request: Request) -> str:
+        """The layout of the fastest kernel for a weight, whatever its present one; a model has many alike."""
+        known = self._fastest
+        if request not in known:
+            known[request] = self.choose(request, any_layout=True).spec.layout
+        return known[request]
 
     def choose(self, request: Request, any_layout: bool = False) -> Choice:
         """Chooses without running anything.

@@ -174,7 +174,7 @@ class QModule(nn.Module):
             if wanted is None:
                 if w.codes.is_meta or self.operator == "dequantize":
                     continue
-                wanted = kernels.choose(self.request(name), any_layout=True).spec.layout
+                wanted = kernels.layout_for(self.request(name))
             if wanted == slot.layout:
                 continue
             tensors = w[:4]

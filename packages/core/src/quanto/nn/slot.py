@@ -57,6 +57,8 @@ class Slot:
 
     def rows_shape(self) -> tuple[int, ...]:
         """Shape of `rows`."""
+        if self.arrangement == "rows":
+            return self.shape
         return tuple(self.rows(torch.empty(self.shape, device="meta")).shape)
 
     def present(self, rows: QTensor) -> QTensor:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
 
+from quanto import Scheme
 from quanto.hosts.layers import Layers, by_name
 from quanto.model import quantize_module
 from quanto.nn import QModule
-from quanto.nn.registry import convert, modules
+from quanto.nn.registry import bake_parametrization, convert, modules
 from quanto.nn.slot import PARTS
+from quanto.tensor.quantize import quantize_parts
 
 from .experts import arrangements, runs_grouped
 from .moe import QExperts
@@ -34,22 +37,30 @@ def build(choices: Iterable[Choice], trainable: bool) -> list[tuple[str, QModule
     Returns:
         Their names and themselves.
     """
-    return [(c.name, _convert(c.name, c.module, c.scheme, c.parameters, trainable)) for c in choices]
+    found = []
+    for choice in choices:
+        made = _convert(choice.name, choice.module, choice.scheme, choice.parameters)
+        if not trainable and made._slots:
+            for slot in made._slots:
+                made.get_parameter(slot).requires_grad_(False)
+            made.freeze()
+            _spare(made)
+        found.append((choice.name, made))
+    return found
 
 
-def _convert(name: str, module: Any, scheme: Any, parameters: Mapping[str, str] | None, trainable: bool) -> QModule:
+def _convert(name: str, module: Any, scheme: Any, parameters: Mapping[str, str] | None) -> QModule:
     if parameters is not None and arrangements(module) is not None and runs_grouped(module):
         convert(module, QExperts).init_quantized(scheme, dict(parameters))
     else:
         quantize_module(name, module, scheme, None if parameters is None else dict(parameters))
     made: QModule = module
-    if not trainable and made._slots:
-        for slot in made._slots:
-            made.get_parameter(slot).requires_grad_(False)
-        made.freeze()
-        # or transformers would draw random numbers into codes of modules that stay on meta
-        made.__dict__["_is_hf_initialized"] = True
     return made
+
+
+def _spare(module: QModule) -> None:
+    """Keeps transformers from drawing random numbers into codes of a module that stays on meta."""
+    module.__dict__["_is_hf_initialized"] = True
 
 
 def rebuild(model: Any, layers: list[Layers]) -> list[tuple[str, QModule]]:
@@ -88,22 +99,35 @@ def _rebuild(name: str, module: nn.Module, group: Layers) -> QModule:
     twin, reason = modules.find(module)
     if not group.parameters and twin is None:
         raise ValueError(reason)
-    names = [n for n, _ in group.parameters] or list(twin.quantized.quantized_parameters)  # type: ignore[union-attr]
-    held = {n: p for n in names if (p := module._parameters.get(n)) is not None}
-    loaded_as = {n: p.dtype for n, p in held.items()}
-    if not group.trainable:  # scales get the dtype they were saved in, whatever dtype the model is loaded in
-        for leaf, parameter in held.items():
-            module._parameters[leaf] = nn.Parameter(torch.empty_like(parameter, dtype=group.torch_dtype), False)
-    made = _convert(name, module, group.scheme, dict(group.parameters) or None, group.trainable)
-    for leaf, slot in made._slots.items():
-        slot.dtype = loaded_as[leaf]
-        zero = made._parameters.get(f"{leaf}_zero_point")
-        if zero is not None:
-            empty = torch.empty_like(zero, dtype=group.zero_point_dtype)
-            made._parameters[f"{leaf}_zero_point"] = nn.Parameter(empty, False)
+    made = _convert(name, module, group.scheme, dict(group.parameters) or None)
+    if not group.trainable and made._slots:
+        for leaf, slot in made._slots.items():
+            if nn.utils.parametrize.is_parametrized(made, leaf):
+                bake_parametrization(made, leaf)
+            made._adopt(leaf, _empty_parts(slot.scheme, slot.rows_shape(), group.torch_dtype, group.zero_point_dtype))
+        _spare(made)
     for scale in group.scales:
         made._buffers[scale] = torch.empty((), dtype=torch.float32, device="meta")
     return made
+
+
+def _empty_parts(
+    scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, zero_point: torch.dtype
+) -> list[torch.Tensor | None]:
+    """Codes, scale, zero point and global scale on meta, of rows `shape` that had `dtype` when they were quantized."""
+    return [
+        None if kind is None else nn.Parameter(torch.empty(kind[0], dtype=kind[1], device="meta"), requires_grad=False)
+        for kind in _kinds(scheme, shape, dtype, zero_point)
+    ]
+
+
+@lru_cache(1024)
+def _kinds(scheme: Scheme, shape: tuple[int, ...], dtype: torch.dtype, zero_point: torch.dtype) -> list[Any]:
+    """Shape and dtype of each part; a model has few kinds of layers, and many of each."""
+    parts = quantize_parts(torch.empty(shape, dtype=dtype, device="meta"), scheme, scheme.block_size(shape))
+    dtypes = [None if t is None else t.dtype for t in parts]
+    dtypes[2] = zero_point
+    return [None if t is None else (tuple(t.shape), d) for t, d in zip(parts, dtypes, strict=True)]
 
 
 def share_tied(model: Any, float_names: bool) -> None:
