@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 __all__ = ["assembly", "compiling", "dependent_launch", "interpreted", "launch", "sm_count", "warpgroups"]
 
@@ -91,4 +92,9 @@ def launch(kernel: Callable[[], Any], grid: tuple[int, ...], *args: Any, traced:
         with _one_at_a_time:  # the interpreter keeps the grid in a global
             kernel[grid](*args, **options)  # type: ignore[index]
         return
-    kernel[grid](*args, **options)  # type: ignore[index]
+    device = next(a.device for a in args if isinstance(a, Tensor))
+    if device.index == torch.cuda.current_device():
+        kernel[grid](*args, **options)  # type: ignore[index]
+        return
+    with torch.cuda.device(device):  # Triton starts kernels on the current device, wherever their tensors are
+        kernel[grid](*args, **options)  # type: ignore[index]
