@@ -80,7 +80,6 @@ class QuantoConfig(ConfigFields, StockQuantoConfig):  # type: ignore[misc]
         **unknown: Any,
     ) -> None:
         weights = weights_of(weights, unknown)
-        weights = weights_of(weights, unknown)
         refuse_unknown(unknown, _KNOWN)
         if getattr(quant_method, "value", quant_method) != "quanto":
             raise ValueError(f"quant_method must be 'quanto', got {quant_method!r}")
