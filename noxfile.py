@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent
 CORE = ROOT / "packages" / "core"
 CONSTRAINTS = ROOT / "constraints.txt"
 BACKENDS = sorted(path.parent for path in ROOT.glob("packages/backends/*/pyproject.toml"))
+TRANSFORMERS = ROOT / "packages" / "integrations" / "transformers"
 INTEGRATIONS = sorted(path.parent for path in ROOT.glob("packages/integrations/*/pyproject.toml"))
 
 # The build backends, without isolation: a build in isolation would resolve a torch of its own.
@@ -204,6 +205,23 @@ def torch_versions(session: nox.Session, requirement: str) -> None:
     session.install(*BUILD, *TEST)
     session.install("--no-build-isolation", "--editable", f"{CORE}[cli,testing]")
     session.run("pytest", str(CORE / "tests"), *PARALLEL, "-m", ANYWHERE, *session.posargs, env=QUIET)
+
+
+def oldest_transformers() -> str:
+    """The oldest transformers that the manifest of quanto-transformers allows, as a requirement."""
+    declared = next(r for r in manifest(TRANSFORMERS)["dependencies"] if r.startswith("transformers"))
+    return declared.replace(">=", "==") + ".*"
+
+
+@nox.session(name="transformers", requires=["dev"])
+@nox.parametrize("requirement", [nox.param(oldest_transformers(), id="oldest"), nox.param("transformers", id="newest")])
+def transformers_versions(session: nox.Session, requirement: str) -> None:
+    """quanto-transformers on another transformers; not part of `tests`, which has one version."""
+    borrow_dev(session)  # and its torch, which is new enough for any
+    upgrade = () if "==" in requirement else ("--upgrade",)
+    session.install("--no-build-isolation", *upgrade, requirement)
+    session.install("--no-build-isolation", "--editable", str(CORE), "--editable", f"{TRANSFORMERS}[test]")
+    session.run("python", "-m", "pytest", str(TRANSFORMERS / "tests"), *PARALLEL, *session.posargs, env=QUIET)
 
 
 def package_session(name: str, folder: Path) -> None:

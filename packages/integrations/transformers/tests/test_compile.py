@@ -40,8 +40,9 @@ def generate(model: Any, follow: torch.Tensor | None = None) -> Any:
 
 
 def compare(model: Any, backend: str) -> None:
+    on_cpu = model.device.type == "cpu"
     rounds = model.dtype != torch.float32 or model.config.quantization_config.activations is not None
-    atol = 5e-2 if rounds else 1e-4
+    atol = 5e-2 if rounds else 1e-4 if on_cpu else 5e-3  # a GPU may multiply in TF32
     expected = generate(model)
     torch.compiler.reset()
     counters.clear()
@@ -50,7 +51,7 @@ def compare(model: Any, backend: str) -> None:
     assert counters["stats"]["unique_graphs"] == 2  # the prompt, and one token
     assert not counters["graph_break"]
     for a, b in zip(found.logits, expected.logits, strict=True):
-        torch.testing.assert_close(a, b, atol=atol, rtol=1e-3)
+        torch.testing.assert_close(a, b, atol=atol, rtol=1e-3 if on_cpu else 1e-2)
 
 
 @pytest.mark.parametrize(("name", "config", "dtype"), CASES, ids=lambda v: v if isinstance(v, str) else None)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import auto_class, inputs, run
+from tiny import MOE, auto_class, inputs, run
 
 from quanto.nn import QModule
 from quanto_transformers import QuantoConfig
@@ -72,36 +72,60 @@ def test_two_gpus_are_as_one(name: str, config: dict, distributed: dict, saved: 
 def check_inference(
     name: str, config: dict, distributed: dict, saved: Saved, tmp_path: Path, gpus: bool = False
 ) -> None:
-    one = auto_class(name).from_pretrained(saved(name), quantization_config=QuantoConfig(**config))
+    where = {"device_map": 0} if gpus else {}
+    one = auto_class(name).from_pretrained(saved(name), quantization_config=QuantoConfig(**config), **where)
     one.save_pretrained(tmp_path / "one")
-    expected = run(one, name)
+    expected = run(one, name).cpu()
     plain = run(auto_class(name).from_pretrained(saved(name)), name)
-    given = {"name": name, "config": config, "distributed": distributed, "float": saved(name)}
+    # DTensor of torch 2.11 cannot gather what transformers cuts in strides, gates beside their ups, floats or not
+    saves = not ("tp_size" in distributed and name in MOE and torch_version() < (2, 12))
+    given = {"name": name, "config": config, "distributed": distributed, "float": saved(name), "saves": saves}
     two_processes("infer", {**given, "quantized": tmp_path / "one", "out": tmp_path}, gpus)
     whole = sum(p.nbytes for m in one.modules() if isinstance(m, QModule) for p in m.parameters(recurse=False))
     for source in ("float", "quantized"):
         found = torch.load(tmp_path / f"logits-{source}.pt")
         if "activations" not in config:
-            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+            # a GPU's kernels may multiply in TF32, in another order for half of the weight
+            tolerances = {"atol": 5e-3, "rtol": 5e-3} if gpus else {"atol": 2e-5, "rtol": 1e-4}
+            torch.testing.assert_close(found, expected, **tolerances)
         else:  # a rank that has half of the inputs of a layer gives them scales of their own: other, not more error
             assert 0 < (found - plain).norm() <= 1.1 * (expected - plain).norm() < 0.2 * plain.norm()
         assert json.loads((tmp_path / f"bytes-{source}.json").read_text()) < 0.65 * whole
-        again = auto_class(name).from_pretrained(tmp_path / f"saved-{source}")
-        assert torch.equal(run(again, name), expected)
+        if saves:
+            again = auto_class(name).from_pretrained(tmp_path / f"saved-{source}", **where)
+            assert torch.equal(run(again, name).cpu(), expected)
 
 
-@pytest.mark.parametrize("distributed", [{"tp_size": 2}, {"fsdp_size": 2}], ids=str)
+def torch_version() -> tuple[int, ...]:
+    return tuple(map(int, torch.__version__.split(".")[:2]))
+
+
+TRAINED = pytest.mark.parametrize("distributed", [{"tp_size": 2}, {"fsdp_size": 2}], ids=str)
+
+
+@TRAINED
 def test_adapters_train_as_in_one_process(distributed: dict, saved: Saved, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    config = {"weights": "int4", "group_size": 16}
-    model = auto_class("llama").from_pretrained(saved("llama"), quantization_config=QuantoConfig(**config))
+    check_training(distributed, saved, tmp_path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@TRAINED
+def test_adapters_train_on_two_gpus(distributed: dict, saved: Saved, tmp_path: Path) -> None:
+    check_training(distributed, saved, tmp_path, gpus=True)
+
+
+def check_training(distributed: dict, saved: Saved, tmp_path: Path, gpus: bool = False) -> None:
+    peft = pytest.importorskip("peft", minversion="0.21" if "tp_size" in distributed else None)
+    config, where = {"weights": "int4", "group_size": 16}, {"device_map": 0} if gpus else {}
+    model = auto_class("llama").from_pretrained(saved("llama"), quantization_config=QuantoConfig(**config), **where)
     model.save_pretrained(tmp_path / "one")
     given = {"name": "llama", "config": config, "distributed": distributed, "float": saved("llama")}
-    two_processes("train", {**given, "quantized": tmp_path / "one", "out": tmp_path})
+    two_processes("train", {**given, "quantized": tmp_path / "one", "out": tmp_path}, gpus)
     torch.manual_seed(0)
     model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    expected, batch = [], inputs("llama")
+    expected, batch = [], {k: v.to(model.device) for k, v in inputs("llama").items()}
     for _ in range(5):
         loss = model(**batch, labels=batch["input_ids"]).loss
         loss.backward()
@@ -110,7 +134,7 @@ def test_adapters_train_as_in_one_process(distributed: dict, saved: Saved, tmp_p
         expected.append(loss.item())
     found = json.loads((tmp_path / "losses.json").read_text())
     assert expected[-1] < expected[0]
-    assert found == pytest.approx(expected, rel=2e-3)
+    assert found == pytest.approx(expected, rel=1e-2 if gpus else 2e-3)
 
 
 def test_a_cut_through_a_group_is_refused(saved: Saved, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between versions of transformers, 5.17 to 5.23: nothing else in this package asks for one."""
+"""What differs between versions of transformers, 5.17 to 5.23, and of torch: nothing else here asks for one."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -12,9 +13,9 @@ import torch
 __all__ = [
     "copy_converter",
     "is_sharded",
+    "let_fsdp_cut_codes",
     "parallel_styles",
     "renames_on_load",
-    "splits_keep_dimensions",
     "watch_missing",
 ]
 
@@ -26,20 +27,63 @@ def is_sharded(tensor: Any) -> bool:
 
 def copy_converter(converter: Any, sources: list[str], targets: list[str]) -> Any:
     """A `WeightConverter` that does the same under other names; it has a method for that since 5.21."""
+    operations = [_merge()(op.dim) if type(op).__name__ == "MergeModulelist" else op for op in converter.operations]
     if hasattr(converter, "copy"):
-        return converter.copy(sources, targets, operations=list(converter.operations))
-    made = type(converter)(source_patterns=sources, target_patterns=targets, operations=list(converter.operations))
+        return converter.copy(sources, targets, operations=operations)
+    made = type(converter)(source_patterns=sources, target_patterns=targets, operations=operations)
     made.scope_prefix, made.base_model_prefix = converter.scope_prefix, converter.base_model_prefix
     return made
 
 
 @cache
-def splits_keep_dimensions() -> bool:
-    """Whether splitting `[experts, out, 1]` gives `[out, 1]`; up to 5.21 it gave `[out]`."""
-    from transformers.core_model_loading import SplitModulelist
+def _merge() -> Any:
+    """`MergeModulelist` whose reverse splits `[experts, out, 1]` into `[out, 1]`; up to 5.21 it gave `[out]`."""
+    from transformers.core_model_loading import MergeModulelist, SplitModulelist
 
     split = SplitModulelist(0).convert({"a": torch.zeros(2, 3, 1)}, ["a"], ["a.*"])
-    return all(t.shape == (3, 1) for t in split.values())
+    if all(t.shape == (3, 1) for t in split.values()):
+        return MergeModulelist
+
+    class Split(SplitModulelist):  # type: ignore[misc]
+        def convert(
+            self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **_: Any
+        ) -> dict[str, Any]:
+            out: dict[str, Any] = {}
+            for source, value in input_dict.items():
+                tensor = value[0] if isinstance(value, list) else value
+                names = self.get_target_patterns(input_dict, source, target_patterns, tensor.shape[self.dim])
+                out.update(zip(names, tensor.unbind(self.dim), strict=True))
+            return out
+
+    class Merge(MergeModulelist):  # type: ignore[misc]
+        @property
+        def reverse_op(self) -> Any:
+            return Split(self.dim)
+
+    return Merge
+
+
+def let_fsdp_cut_codes() -> None:
+    """Lets FSDP2 shard whole numbers: up to torch 2.12 it asks each share for a gradient before it takes that back."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13) or not torch.distributed.is_available():
+        return
+    module: Any = importlib.import_module("torch.distributed.fsdp._fully_shard._fsdp_param")
+    if module.nn is torch.nn:
+        module.nn = _Nn()
+
+
+class _Nn:
+    """`torch.nn` for a module that makes parameters of any dtype."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.nn, name)
+
+    class Parameter(torch.nn.Parameter):
+        """Requires a gradient unless told otherwise, if it can."""
+
+        def __new__(cls, data: Any = None, requires_grad: bool | None = None) -> Any:
+            able = data is None or data.is_floating_point() or data.is_complex()
+            return torch.nn.Parameter(data, able if requires_grad is None else requires_grad)
 
 
 def watch_missing(model: Any, tell: Callable[[set[str]], None]) -> None:

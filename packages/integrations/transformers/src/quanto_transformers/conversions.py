@@ -17,7 +17,7 @@ from typing import Any
 from quanto.nn import QModule
 from quanto.nn.slot import PARTS
 
-from .adapter import copy_converter, splits_keep_dimensions
+from .adapter import copy_converter
 
 __all__ = ["for_loading", "for_saving"]
 
@@ -66,7 +66,7 @@ def _any(patterns: Iterable[str], names: Iterable[str]) -> bool:
 
 def _copies(conversion: Any, names: dict[str, tuple[QModule, str]]) -> list[Any]:
     """Converters of the parts of quantized weights that a converter would make if they were floating."""
-    if not _is_converter(conversion) or not splits_keep_dimensions():
+    if not _is_converter(conversion):
         return []
     sources, targets = conversion._original_source_patterns, conversion._original_target_patterns
     found = [names[name] for name in names if any(re.search(rf"{target}\Z", name) for target in targets)]

@@ -19,7 +19,7 @@ from quanto.nn import QModule
 from quanto.nn.slot import PARTS
 
 from . import conversions, inherited, parallel, skeleton
-from .adapter import parallel_styles, watch_missing
+from .adapter import let_fsdp_cut_codes, parallel_styles, watch_missing
 from .config import QuantoConfig
 from .finish import dequantize, finish, missing
 from .selection import select
@@ -87,6 +87,7 @@ class QuantoHfQuantizer(HfQuantizer):  # type: ignore[misc]
     def _plan_parallel(self, model: Any) -> None:
         styles, base = parallel_styles()
         if styles is not None:
+            let_fsdp_cut_codes()
             parallel.register_style(styles, base)
             for plan in (getattr(model, "_tp_plan", None), getattr(model, "_ep_plan", None)):
                 if plan:

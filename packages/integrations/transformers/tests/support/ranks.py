@@ -38,7 +38,8 @@ def infer(given: dict[str, Any]) -> None:
     for source in ("float", "quantized"):
         model = load(given, source)
         logits = run(model, given["name"])
-        model.save_pretrained(Path(given["out"], f"saved-{source}"))
+        if given["saves"]:
+            model.save_pretrained(Path(given["out"], f"saved-{source}"))
         if dist.get_rank() == 0:
             torch.save(logits.cpu(), Path(given["out"], f"logits-{source}.pt"))
             Path(given["out"], f"bytes-{source}.json").write_text(json.dumps(bytes_held(model)))
@@ -52,7 +53,7 @@ def train(given: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=1e-2)
+    optimizer = torch.optim.AdamW(trainable, lr=1e-2, foreach=False)  # plain tensors and DTensors together
     batch, losses = {k: v.to(model.device) for k, v in inputs(given["name"]).items()}, []
     for _ in range(5):
         loss = model(**batch, labels=batch["input_ids"]).loss
