@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,56 +29,86 @@ from .sources.packages import Missing
 from .sources.whisper import Speech
 
 RESULTS = Path(__file__).parent / "results"
-HALF = {"scale_dtype": "float16"}
 
-#: label -> arguments of quantize, and the steps of a pipeline
-Rows = dict[str, tuple[Any, tuple[str, ...]]]
-LINEAR: Rows = {
-    "int8": (["int8", HALF], ()),
-    "int4 g64": (["int4", {"group_size": 64, **HALF}], ()),
-    "int4 g32 mse": (["int4", {"group_size": 32, "algorithm": "mse", **HALF}], ()),
-    "int4 g64 gptq": (["int4", {"group_size": 64, **HALF}], ("gptq",)),
-    "int4 g32 gptq": (["int4", {"group_size": 32, **HALF}], ("gptq",)),
+
+@dataclass(frozen=True)
+class Row:
+    """How one row is quantized.
+
+    Attributes:
+        weights: data type; empty where rules say it all.
+        options: more arguments of `quanto.quantize`.
+        rules: exceptions.
+        steps: of a pipeline with sample data.
+        bits: a plan of so many bits on average, over `PLANNED`.
+    """
+
+    weights: str = "int4"
+    options: dict[str, Any] = field(default_factory=dict)
+    rules: tuple[tuple[str, str], ...] = ()
+    steps: tuple[str, ...] = ()
+    bits: float = 0.0
+
+
+def _int4(group: int = 0, algorithm: str = "", **more: Any) -> Row:
+    options: dict[str, Any] = {"group_size": group} if group else {"granularity": "channel"}
+    return Row(options={**options, **({"algorithm": algorithm} if algorithm else {})}, **more)
+
+
+LINEAR = {
+    "int8": Row("int8"),
+    "int4 g64": _int4(64),
+    "int4 g32 mse": _int4(32, "mse"),
+    "int4 g64 gptq": _int4(64, steps=("gptq",)),
+    "int4 g32 gptq": _int4(32, steps=("gptq",)),
 }
-DEPTHWISE = ["*_depthwise_conv", "int8"]
-CONVOLUTION: Rows = {
-    "int8": (["int8", HALF], ()),
-    "int4 channel": (["int4", {"granularity": "channel", **HALF}], ()),
-    "int4 channel, depthwise int8": (["int4", {"granularity": "channel", **HALF}, DEPTHWISE], ()),
-    "int4 channel mse, depthwise int8": (
-        ["int4", {"granularity": "channel", "algorithm": "mse", **HALF}, DEPTHWISE],
-        (),
-    ),
-    "int4 g16 mse, depthwise int8": (["int4", {"group_size": 16, "algorithm": "mse", **HALF}, DEPTHWISE], ()),
-    "int4 channel, depthwise int8, gptq": (["int4", {"granularity": "channel", **HALF}, DEPTHWISE], ("gptq",)),
-    "int4 g16, depthwise int8, gptq": (["int4", {"group_size": 16, **HALF}, DEPTHWISE], ("gptq",)),
+ENCODER = {**LINEAR, "int8 g32": Row("int8", {"group_size": 32})}
+DEPTHWISE = (("*_depthwise_conv", "int8"),)
+CONVOLUTION = {
+    "int8": Row("int8"),
+    "int8 g32": Row("int8", {"group_size": 32}),
+    "int4 channel": _int4(),
+    "int4 channel, depthwise int8": _int4(rules=DEPTHWISE),
+    "int4 g16 mse, depthwise int8": _int4(16, "mse", rules=DEPTHWISE),
+    "planned 4.5 bits": Row(bits=4.5),
+    "planned 5 bits": Row(bits=5.0),
+    "planned 6 bits": Row(bits=6.0),
 }
+PLANNED = (
+    quanto.Scheme("int8"),
+    quanto.Scheme("int4", granularity="channel", algorithm="mse"),
+    quanto.Scheme("int4", group_size=16, algorithm="mse"),
+)
 EXCLUDE = ["proj_out", "_conv_stem"]  # tied to an embedding; the 3 channels of an image
 
 
-def quantize(model: Any, arguments: list[Any], steps: tuple[str, ...], samples: Callable[[], Any]) -> Any:
+def quantize(row: Row, load: Callable[[], Any], samples: Callable[[], Any]) -> Any:
     """The model, quantized and frozen."""
-    name, options, *rules = arguments
-    quanto.quantize(model, name, rules=[tuple(rule) for rule in rules], exclude=EXCLUDE, **options)
-    if not steps:
+    model = load()
+    if row.bits:
+        plan = quanto.plan(load(), samples(), bits=row.bits, candidates=PLANNED, exclude=EXCLUDE)
+        return quanto.freeze(quanto.quantize(model, rules=plan.rules))
+    options = {"scale_dtype": "float16", **row.options}
+    quanto.quantize(model, row.weights, rules=list(row.rules), exclude=EXCLUDE, **options)
+    if not row.steps:
         return quanto.freeze(model)
     torch.manual_seed(0)
-    quanto.Pipeline(*steps).run(model, samples())
+    quanto.Pipeline(*row.steps).run(model, samples())
     return model
 
 
-def measure(task: Any, rows: Rows, found: dict[str, Any], write: Callable[[], None]) -> None:
+def measure(task: Any, rows: dict[str, Row], found: dict[str, Any], write: Callable[[], None]) -> None:
     """Fills in the rows of one model that are missing."""
     if set(rows) <= set(found):
         return
     reference = task.outputs(task.load())
     found["float"] = task.compare(reference, reference)
-    for label, (arguments, steps) in rows.items():
+    for label, row in rows.items():
         if label in found:
             continue
         start = time.perf_counter()
         try:
-            model = quantize(task.load(), arguments, steps, task.samples)
+            model = quantize(row, task.load, task.samples)
         except ValueError as error:
             found[label] = {"refused": str(error)}
         else:
@@ -114,7 +145,6 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="text for the encoder")
     parser.add_argument("--pairs", type=int, default=400, help="pairs of texts")
     parser.add_argument("--images", type=int, default=500, help="images of Fashion-MNIST to measure on")
-    parser.add_argument("--crops", type=int, default=30, help="crops of each photograph")
     parser.add_argument("--prompts", type=int, default=100, help="recordings")
     parser.add_argument("--only", nargs="*", default=["encoder", "cnn", "vit", "speech"])
     options = parser.parse_args()
@@ -122,14 +152,14 @@ def main() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    tasks: dict[str, tuple[Callable[[], Any], Rows]] = {
-        "encoder": (lambda: Encoder(options.text, options.pairs), LINEAR),
-        "cnn": (lambda: Photographs(options.crops), CONVOLUTION),
+    tasks: dict[str, tuple[Callable[[], Any], dict[str, Row]]] = {
+        "encoder": (lambda: Encoder(options.text, options.pairs), ENCODER),
+        "cnn": (lambda: Photographs(), CONVOLUTION),
         "vit": (lambda: Dinov2(test=options.images), LINEAR),
         "speech": (lambda: Speech(options.prompts), LINEAR),
     }
     path = RESULTS / "modalities.json"
-    sizes = {name: getattr(options, name) for name in ("pairs", "images", "crops", "prompts")}
+    sizes = {name: getattr(options, name) for name in ("pairs", "images", "prompts")}
     facts = {"torch": torch.__version__, "quanto": quanto.__version__, "text": options.text.name, **sizes}
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if {key: result.get(key) for key in facts} != facts:

@@ -88,14 +88,13 @@ class EfficientNetLite0(nn.Module):
 
 @dataclass
 class Photographs:
-    """20 labelled photographs of ImageNet: crops of ten calibrate, crops of the other ten are decided."""
+    """20 labelled photographs of ImageNet, and ten crops of each for decisions that can differ."""
 
-    crops: int = 30
     name: str = "EfficientNet-Lite0"
 
     def __post_init__(self) -> None:
-        self.whole, self.labels = photographs(crops=0)
-        self.views = photographs(crops=self.crops)[0][10 * self.crops :]
+        self.whole, self.labels = photographs()
+        self.views, _ = photographs(views=True)
 
     def load(self) -> EfficientNetLite0:
         """The float model."""
@@ -106,16 +105,16 @@ class Photographs:
         return model.eval()
 
     def samples(self) -> list[Tensor]:
-        """Calibration batches: crops of photographs that agreement is not measured on."""
-        return list(photographs(crops=10, seed=1)[0][:100].split(20))
+        """Batches for planning, which sees no label: two crops of each photograph."""
+        return [self.views[::10], self.views[3::10]]
 
     @torch.no_grad()
     def outputs(self, model: Any) -> tuple[Tensor, Tensor]:
-        """Logits of the photographs and of the crops."""
+        """Logits of the middles and of all crops."""
         return model(self.whole), torch.cat([model(batch) for batch in self.views.split(50)])
 
     def compare(self, found: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> dict[str, float]:
-        """Top-1 of the photographs, and agreement with the float model on the crops."""
+        """Top-1 of the middles, and agreement with the float model on all crops."""
         same = agreement(
             lambda i: found[1][i], lambda i: reference[1][i], [torch.arange(len(self.views))], progress=False
         )
