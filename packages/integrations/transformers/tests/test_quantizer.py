@@ -241,7 +241,8 @@ def test_a_shape_of_the_float_checkpoint_that_does_not_fit(saved: Saved, tmp_pat
     state = tensors(saved("llama"))
     state["model.layers.0.mlp.up_proj.weight"] = torch.zeros(96, 32)
     build("llama").save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(RuntimeError, match="issues during automatic conversion"):
+    message = r"model\.safetensors: model\.layers\.0\.mlp\.up_proj\.weight has shape \(96, 32\)"
+    with pytest.raises(ValueError, match=message):
         load("llama", tmp_path, quantization_config=QuantoConfig())
 
 

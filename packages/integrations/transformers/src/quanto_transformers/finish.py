@@ -90,10 +90,13 @@ def missing(names: set[str], model: Any, quantizer: QuantoHfQuantizer) -> None:
     have been given.
 
     Raises:
-        ValueError: naming the tensors and the folder, if a part of a saved quantized weight is missing.
+        ValueError: naming the tensors and the folder, if a part of a saved quantized weight is missing; naming file and
+            tensor, if a float weight could not be quantized.
     """
     stand_ins = quantizer.stand_ins
     assert stand_ins is not None
+    for name, wrong in stand_ins.failed.items():
+        raise ValueError(f"{where_is([name], quantizer.checkpoint_files)}: {wrong}")
     if quantizer.inherited is not None:
         return  # `finish` reads them
     if not quantizer.pre_quantized:

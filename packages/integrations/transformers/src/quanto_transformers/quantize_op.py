@@ -44,11 +44,16 @@ class QuantizeOnLoad(ConversionOps):  # type: ignore[misc]
                 out[name] = tensor.to(model.get_parameter_or_buffer(name).dtype)
                 continue
             module, leaf = self.stand_ins.take(name)
-            parts = quantize_weight(module, leaf, tensor, name)
+            try:
+                parts = quantize_weight(module, leaf, tensor, name)
+            except ValueError as error:
+                self.stand_ins.failed[name] = str(error)
+                continue
+            finally:
+                if missing_keys is not None:
+                    missing_keys.discard(name)
             del tensor
             out.update({f"{name}_{part}": t for part, t in zip(PARTS, parts, strict=True) if t is not None})
-            if missing_keys is not None:
-                missing_keys.discard(name)
         return out
 
 

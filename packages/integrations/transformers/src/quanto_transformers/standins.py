@@ -37,12 +37,15 @@ class StandIns:
     Attributes:
         waiting: full name of each float weight that was not quantized yet -> its module and its name there.
         done: those that were, or need not be.
+        failed: what is wrong with those that could not be. `finish.missing` raises it: what an operation raises,
+            transformers only logs.
     """
 
     def __init__(self, modules: Iterable[tuple[str, QModule]], in_state_dict: bool) -> None:
         self.in_state_dict = in_state_dict
         self.waiting: dict[str, tuple[QModule, str]] = {}
         self.done: dict[str, tuple[QModule, str]] = {}
+        self.failed: dict[str, str] = {}
         self._handles: list[Any] = []
         self._floats: dict[str, dict[str, nn.Parameter]] = {}
         for name, module in modules:
