@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quanto import Calibration
-from quanto._progress import track
-from quanto.nn import QModule
+from quanto.hosts.calibration import calibrate as run
 
 __all__ = ["calibrate"]
 
 
-@torch.no_grad()
 def calibrate(
     model: nn.Module,
     data: Iterable[Any] | Callable[[], Any],
@@ -43,52 +39,5 @@ def calibrate(
     Raises:
         ValueError: if no layer of the model has quantized activations, or no data reached one.
     """
-    layers = [m for m in model.modules() if isinstance(m, QModule) and m.scheme.activations is not None]
-    wanted = [m for m in layers if m.quantizes_input and m.scheme.dynamic is not True]
-    if not wanted:
-        raise ValueError(
-            "no layer has activations to calibrate: load the model with QuantoConfig(activations='int8'), "
-            "and without dynamic=True"
-        )
-    training = model.training
-    model.eval()
-    try:
-        with _only_norms_hand_over(layers), Calibration(momentum) as calibration:
-            if callable(data) and not isinstance(data, Iterable):
-                data()
-            else:
-                total = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
-                for batch in track(data, "calibrate", total=total, enabled=progress):
-                    _run(model, batch)
-    finally:
-        model.train(training)
-    if all(m.input_scale is None for m in wanted):
-        raise ValueError("calibrate was given no data that reached the model")
-    return calibration
-
-
-@contextmanager
-def _only_norms_hand_over(layers: list[QModule]) -> Iterator[None]:
-    """Within, only norms quantize their outputs: others' go to attention, modulation or a residual sum."""
-    others = [m for m in layers if m._slots]
-    for module in others:
-        module.__dict__["quantizes_output"] = False
-    try:
-        yield
-    finally:
-        for module in others:
-            del module.__dict__["quantizes_output"]
-
-
-def _run(model: Any, batch: Any) -> None:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-
-    def moved(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    if isinstance(batch, Mapping):
-        model(**{key: moved(value) for key, value in batch.items()})
-    elif isinstance(batch, (tuple, list)):
-        model(*map(moved, batch))
-    else:
-        model(moved(batch))
+    total = len(data) if isinstance(data, Sized) else None
+    return run(model, data, momentum=momentum, progress=progress, total=total)

@@ -3,21 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quanto import Calibration
-from quanto._progress import track
-from quanto.nn import QModule
+from quanto.hosts.calibration import calibrate as run
 
 __all__ = ["calibrate"]
 
 
-@torch.no_grad()
 def calibrate(
     model: nn.Module,
     data: Iterable[Any],
@@ -49,42 +45,11 @@ def calibrate(
     Raises:
         ValueError: if no layer of the model has quantized activations, or there is no data.
     """
-    layers = [m for m in model.modules() if isinstance(m, QModule) and m.scheme.activations is not None]
-    if not any(m.quantizes_input and m.scheme.dynamic is not True for m in layers):
-        raise ValueError(
-            "no layer has activations to calibrate: load the model with QuantoConfig(activations='int8'), "
-            "and without dynamic=True"
-        )
     first, batches = _peek(data)
     if isinstance(first, str) or (isinstance(first, Mapping) and isinstance(first.get("text"), str)):
         batches = _tokenized(batches, model, tokenizer, batch_size, max_length)
-    total = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
-    training = model.training
-    model.eval()
-    try:
-        with _only_norms_hand_over(layers), Calibration(momentum) as calibration:
-            for batch in track(batches, "calibrate", total=total, enabled=progress):
-                _run(model, batch)
-    finally:
-        model.train(training)
-    return calibration
-
-
-@contextmanager
-def _only_norms_hand_over(layers: list[QModule]) -> Iterator[None]:
-    """Within, only norms quantize their outputs.
-
-    A linear layer's output goes to attention, an activation function or a residual sum, which decode it; some models
-    add to it in place, which a quantized tensor refuses.
-    """
-    others = [m for m in layers if m._slots]
-    for module in others:
-        module.__dict__["quantizes_output"] = False
-    try:
-        yield
-    finally:
-        for module in others:
-            del module.__dict__["quantizes_output"]
+    total = len(data) if isinstance(data, Sized) else None
+    return run(model, batches, momentum=momentum, progress=progress, total=total)
 
 
 def _peek(data: Iterable[Any]) -> tuple[Any, Iterator[Any]]:
@@ -121,17 +86,3 @@ def _tokenized(texts: Iterator[Any], model: Any, tokenizer: Any, size: int, leng
 
 def _encode(tokenizer: Any, texts: list[str], length: int) -> Any:
     return tokenizer(texts, return_tensors="pt", truncation=True, max_length=length, padding=len(texts) > 1)
-
-
-def _run(model: Any, batch: Any) -> None:
-    device = getattr(model, "device", None)
-
-    def moved(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) and device is not None else value
-
-    if isinstance(batch, Mapping):
-        model(**{key: moved(value) for key, value in batch.items()})
-    elif isinstance(batch, (tuple, list)):
-        model(*map(moved, batch))
-    else:
-        model(moved(batch))
