@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import cls, run
+from tiny import NAMES, cls, run
 from torch import Tensor
 
+import quanto
+from quanto.nn import QModule
 from quanto_diffusers import QuantoConfig
+from quanto_diffusers.offload import teach_group_offloading
 
 CPU = torch.device("cpu")
 
@@ -72,6 +76,27 @@ def test_device_maps(weights: str, from_saved: bool, saved: Callable[[str], Path
             offload_folder=str(tmp_path / "disk"),
         )
         assert torch.equal(run(again, "unet", torch.bfloat16), expected)
+
+
+def test_groups_that_travel_keep_the_layout_of_files() -> None:
+    """An arrangement for one device would be none for the other; meta stands for an accelerator."""
+    from diffusers.hooks import group_offloading
+
+    assert group_offloading._apply_group_offloading._quanto  # type: ignore[attr-defined]
+    library = SimpleNamespace(_apply_group_offloading=lambda module, config: None)
+    teach_group_offloading(library)
+    wide = cls("flux")(**{**NAMES["flux"][1], "attention_head_dim": 64, "axes_dims_rope": [16, 24, 24]})
+    wide.to(torch.bfloat16)
+    quanto.freeze(quanto.quantize(wide, "int4"))
+    arranged = {m.qtensor().codes.shape for m in wide.modules() if isinstance(m, QModule)}
+    assert any(s.layout != "canonical" for m in wide.modules() if isinstance(m, QModule) for s in m._slots.values())
+    config = SimpleNamespace(onload_device=torch.device("meta"), offload_device=CPU)
+    library._apply_group_offloading(wide, config)
+    for module in wide.modules():
+        if isinstance(module, QModule):
+            module.to("cpu")  # as the group does after a forward pass
+            assert all(slot.layout == "canonical" for slot in module._slots.values())
+    assert {m.qtensor().codes.shape for m in wide.modules() if isinstance(m, QModule)} == arranged
 
 
 def test_moving_and_casting(model, expected: Tensor) -> None:

@@ -28,10 +28,10 @@ def codes(module: QModule) -> Codes:
 
 
 def restore(module: QModule, held: Codes) -> None:
-    """Gives a module the codes that `codes` told, and arranges them for their kernel."""
+    """Gives a module the codes that `codes` told, and arranges them for their kernel, if it arranges them at all."""
     for leaf, parts in held.items():
         module._adopt(leaf, list(parts))
-    module.arrange()
+    _arrange(module)
 
 
 @contextmanager
@@ -55,7 +55,13 @@ def editable(module: QModule) -> Iterator[None]:
         raise
     for leaf, parts in made.items():
         module._adopt(leaf, parts)
-    module.arrange()
+    _arrange(module)
+
+
+def _arrange(module: QModule) -> None:
+    """Not where other modules hold the codes too, or an offloader takes them to and fro."""
+    if module._arranges:
+        module.arrange()
 
 
 def _quantize(module: QModule, leaf: str) -> list[Tensor | None]:

@@ -18,6 +18,7 @@ HOSTS = (
     # imported after it: for a program that imports the above before torch, which it imports when it is half done
     Host("diffusers.models.modeling_utils", _OURS, "register_models"),
     Host("diffusers.loaders.lora_pipeline", (), "register_lora"),
+    Host("diffusers.hooks.group_offloading", (), "register_offload"),
     Host("peft.tuners.tuners_utils", (), "register_peft"),
 )
 

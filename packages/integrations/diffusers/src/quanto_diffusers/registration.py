@@ -7,7 +7,7 @@ import functools
 import sys
 from typing import Any
 
-__all__ = ["register", "register_lora", "register_models", "register_peft"]
+__all__ = ["register", "register_lora", "register_models", "register_offload", "register_peft"]
 
 
 def register() -> None:
@@ -57,6 +57,15 @@ def register_lora() -> None:
     from .lora import teach_flux
 
     teach_flux(lora_pipeline)
+
+
+def register_offload() -> None:
+    """Makes group offloading leave the layout of quantized weights alone."""
+    from diffusers.hooks import group_offloading
+
+    from .offload import teach_group_offloading
+
+    teach_group_offloading(group_offloading)
 
 
 def register_peft() -> None:
