@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import quanto
+from quanto.algorithms.columns import round_columns
 from quanto.algorithms.descend import descend
-from quanto.algorithms.gptq import round_columns
 from quanto.algorithms.spread import spread_parameters
 from quanto.quantizers import Parameters, Target, fit
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import quanto
-from quanto.algorithms.gptq import round_columns
+from quanto.algorithms.columns import round_columns
 from quanto.algorithms.refine import refine
 from quanto.quantizers import Parameters, Target, fit
 

@@ -4,24 +4,40 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import packing, reference
 from ..nn.base import QModule
-from ..quantizers import Parameters, Target, fit
-from ..quantizers.grid import nearest
+from ..nn.slot import Slot
+from ..quantizers import Parameters, fit
 from ..tensor.quantize import make_target
+from .columns import cholesky, round_columns
 from .descend import descend
+from .experts import expert_layers, expert_moments
 from .refine import refine
-from .spread import spread_parameters
 from .statistics import Moments, input_groups, moments
 from .step import Block, Step, adopt
 
-__all__ = ["GPTQ", "round_columns"]
+__all__ = ["GPTQ", "Solved"]
 
-_COLUMNS = 128  # of a lazy batch
+
+class Solved(NamedTuple):
+    """A rounded weight.
+
+    Attributes:
+        codes: packed.
+        parameters: scales and zero points.
+        floats: `[out, in]` float32, the values that were rounded to the codes.
+        loss: the part of the output, in squares, that is lost.
+    """
+
+    codes: Tensor
+    parameters: Parameters
+    floats: Tensor
+    loss: float
 
 
 class GPTQ(Step):
@@ -66,7 +82,7 @@ class GPTQ(Step):
         self.needs_original, self.refine, self.sweeps = correct > 0, refine, sweeps
 
     def apply(self, block: Block) -> None:
-        """Freezes every linear layer of the block."""
+        """Freezes every linear layer of the block, and the weights of fused experts."""
         layers = block.layers()
         groups = input_groups(block)
         crossed = self.correct > 0 and block.originals is not block.inputs
@@ -76,28 +92,49 @@ class GPTQ(Step):
         for group in groups:
             found = ahead.pop(group[0], None) or moments(block, group[0], crossed)
             for name in group:
-                block.losses[name], floats = self._quantize(layers[name], found)
+                slot, weight = layers[name]._slots["weight"], layers[name]._parameters["weight"]
+                assert weight is not None
+                made = self.solve(slot.rows(weight.detach()), slot, found)
+                adopt(layers[name], made.codes, made.parameters)
+                block.losses[name] = made.loss
                 if block.keeps_floats:
-                    block.floats[name] = floats
+                    block.floats[name] = made.floats
+        for name, module in expert_layers(block).items():
+            for parameter in module._slots:
+                block.losses[f"{name}.{parameter}"] = self._experts(
+                    module, parameter, expert_moments(block, name, parameter)
+                )
 
-    def _quantize(self, layer: QModule, found: Moments) -> tuple[float, Tensor]:
-        slot = layer._slots["weight"]
-        parameter: Tensor = layer._parameters["weight"]  # type: ignore[assignment]
-        weight = slot.rows(parameter.detach()).float()
+    def _experts(self, module: QModule, parameter: str, found: list[Moments]) -> float:
+        """Freezes one 3-D weight, expert by expert; returns the mean of their losses."""
+        slot = module._slots[parameter]
+        weights = slot.rows(module._parameters[parameter].detach())  # type: ignore[union-attr]
+        made = [self.solve(w, slot, f) for w, f in zip(weights, found, strict=True)]
+        zeros = [m.parameters.zero_point for m in made if m.parameters.zero_point is not None]
+        scale, zero = torch.stack([m.parameters.scale for m in made]), torch.stack(zeros) if zeros else None
+        adopt(module, torch.stack([m.codes for m in made]), Parameters(scale, zero), parameter)
+        return sum(m.loss for m in made) / len(made)
+
+    def solve(self, weight: Tensor, slot: Slot, found: Moments) -> Solved:
+        """Codes and parameters of one weight.
+
+        Args:
+            weight: `[out, in]`, floating.
+            slot: how it is quantized; one that leaves the algorithm open gets that of `fit`, with its zero points.
+            found: the moments of its inputs; those of no input at all are taken for white noise.
+        """
         if slot.scheme.algorithm is None and not slot.scheme.is_symmetric:
-            slot.scheme = replace(slot.scheme, algorithm="mse")  # what `fit` does, and its zero points
-        target = make_target(slot.scheme, slot.scheme.block_size(tuple(weight.shape)), parameter.dtype)
-        if found.hessian is None:  # never called
-            found.hessian = torch.eye(weight.shape[1], device=weight.device)
-        hessian = found.hessian
+            slot.scheme = replace(slot.scheme, algorithm="mse")
+        target = make_target(slot.scheme, slot.scheme.block_size(tuple(weight.shape)), slot.dtype)
+        weight = weight.float()
+        hessian = torch.eye(weight.shape[1], device=weight.device) if found.hessian is None else found.hessian
         mean = hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
         damped = hessian + torch.eye(len(hessian), device=weight.device) * (self.damping * mean)
         wanted = weight
         if found.cross is not None:
             difference = weight @ (found.cross - hessian)
-            wanted = weight + self.correct * torch.cholesky_solve(difference.T, _cholesky(damped)).T
-        importance = damped.diagonal()
-        parameters = fit(wanted, target, importance)
+            wanted = weight + self.correct * torch.cholesky_solve(difference.T, cholesky(damped)).T
+        parameters = fit(wanted, target, damped.diagonal())
         elements, floats = round_columns(wanted, damped, target, parameters, self.act_order)
         for again in range(1 + self.sweeps):
             if again:
@@ -105,65 +142,7 @@ class GPTQ(Step):
             if self.refine:
                 parameters = refine(wanted, elements, damped, target, parameters)
         codes = packing.pack(reference.encode(elements, target.qtype), target.qtype.bits)
-        error = self._values(codes, parameters, target, weight) - wanted
-        adopt(layer, codes, parameters)
-        whole = ((weight @ hessian) * weight).sum()
-        loss = ((error @ hessian) * error).sum() / whole.clamp(min=torch.finfo(torch.float32).tiny)
-        return float(loss), floats
-
-    @staticmethod
-    def _values(codes: Tensor, p: Parameters, target: Target, weight: Tensor) -> Tensor:
-        return reference.dequantize(codes, *p, target.qtype.name, target.block_size, weight.shape[1], torch.float32)
-
-
-def round_columns(
-    weight: Tensor, hessian: Tensor, target: Target, parameters: Parameters, act_order: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Elements of the qtype for `weight`, and the values that were rounded to them, both `[out, in]` float32.
-
-    Args:
-        weight: `[out, in]` float32.
-        hessian: `[in, in]` float32, positive definite.
-        target: of the weight.
-        parameters: its scales and zero points.
-        act_order: whether columns with a large diagonal of the Hessian come first.
-    """
-    scale, zero = spread_parameters(parameters, target, weight)
-    order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else None
-    if order is not None:
-        weight, hessian, scale = weight[:, order], hessian[order][:, order], scale[:, order]
-        zero = None if zero is None else zero[:, order]
-    # The upper Cholesky factor of the inverse: its row i says how the error of column i spreads to the later ones.
-    factor = _cholesky(torch.cholesky_inverse(_cholesky(hessian))).T.contiguous()
-    work = weight.T.contiguous()  # a column of the weight is a row here, contiguous
-    scale, zero = scale.T.contiguous(), None if zero is None else zero.T.contiguous()
-    elements = torch.empty_like(work)
-    for start in range(0, len(work), _COLUMNS):
-        end = min(start + _COLUMNS, len(work))
-        errors = torch.empty_like(work[start:end])
-        for i in range(start, end):
-            steps = work[i] / scale[i]
-            element = nearest(steps if zero is None else steps.add_(zero[i]), target.qtype)
-            value = (element if zero is None else element - zero[i]) * scale[i]
-            error = (work[i] - value) / factor[i, i]
-            elements[i], errors[i - start] = element, error
-            if i + 1 < end:
-                work[i + 1 : end].addr_(factor[i, i + 1 : end], error, alpha=-1)
-        work[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
-    elements, work = elements.T, work.T  # a column of work is as it was when its turn came
-    if order is not None:
-        back = order.argsort()
-        elements, work = elements[:, back], work[:, back]
-    return elements, work
-
-
-def _cholesky(matrix: Tensor) -> Tensor:
-    """The lower factor; the diagonal grows until there is one."""
-    extra = 0.0
-    for _ in range(8):
-        grown = matrix + extra * torch.diag(matrix.diagonal()) if extra else matrix
-        found: tuple[Tensor, Tensor] = torch.linalg.cholesky_ex(grown)
-        if int(found[1]) == 0:
-            return found[0]
-        extra = max(10 * extra, 1e-4)
-    raise ValueError("the inputs of a layer have no usable second moments: they hold NaN or infinity")
+        blocks, columns = target.block_size, weight.shape[1]
+        error = reference.dequantize(codes, *parameters, target.qtype.name, blocks, columns, torch.float32) - wanted
+        whole = ((weight @ hessian) * weight).sum().clamp(min=torch.finfo(torch.float32).tiny)
+        return Solved(codes, parameters, floats, float(((error @ hessian) * error).sum() / whole))

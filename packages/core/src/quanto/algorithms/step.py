@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..nn.base import QModule
 from ..nn.frozen import guard_orphan
+from ..nn.parameters import QParameters
 from ..quantizers import Parameters
 from .stream import Stream
 
@@ -114,14 +115,16 @@ def as_float(module: nn.Module) -> Iterator[None]:
 
 
 def _bound(module: QModule) -> Callable[..., Any]:
+    if isinstance(module, QParameters):
+        return module.float_forward
     function = module._float_class.forward
     return lambda *args, **kwargs: function(module, *args, **kwargs)
 
 
-def adopt(layer: QModule, codes: Tensor, parameters: Parameters) -> None:
-    """Freezes a layer with codes and parameters that a step chose."""
-    weight = layer._parameters.get("weight")
-    layer._adopt("weight", [codes, *parameters])
+def adopt(layer: QModule, codes: Tensor, parameters: Parameters, name: str = "weight") -> None:
+    """Freezes a weight of a layer with codes and parameters that a step chose."""
+    weight = layer._parameters.get(name)
+    layer._adopt(name, [codes, *parameters])
     if weight is not None:
         guard_orphan(weight)
 

@@ -50,6 +50,15 @@ class QExperts(QParameters):
         out = out[back].view(tokens, k, out.shape[-1]) * weights.unsqueeze(-1)
         return out.sum(dim=1).to(hidden_states.dtype).view_as(hidden_states)
 
+    def float_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The forward pass with weights that are not frozen as they are, unrounded; see `QParameters`."""
+        before = self.__dict__.get("_unrounded", False)
+        self.__dict__["_unrounded"] = True
+        try:
+            return type(self).forward(self, *args, **kwargs)
+        finally:
+            self.__dict__["_unrounded"] = before
+
     def _ends(self, experts: Tensor) -> Tensor:
         """Where the rows of each expert end, int32 `[experts]`, in sorted indices of experts."""
         each = torch.arange(self._count(), device=experts.device, dtype=experts.dtype)
@@ -94,7 +103,10 @@ class QExperts(QParameters):
         bias = self._parameters.get(f"{name}_bias")
         if f"{name}_packed" in self._parameters:
             return ops.grouped_linear(rows, self.operand(name), bias, ends)
-        weight = self._slots[name].rows(self.effective(name))
+        if self.watch is not None:
+            self.watch(name, rows, ends)
+        floats = getattr(self, name) if self.__dict__.get("_unrounded") else self.effective(name)
+        weight = self._slots[name].rows(floats)
         out, start = [], 0
         for expert, end in enumerate(ends.tolist()):
             out.append(F.linear(rows[start:end], weight[expert], None if bias is None else bias[expert]))
