@@ -44,7 +44,7 @@ def test_every_claimed_shape_comes_back(rows: int) -> None:
 
 @given(
     st.sampled_from(sorted(_claimed())),
-    st.sampled_from(["none", "int"]),
+    st.sampled_from(["none", "int", "float"]),
     st.integers(0, 40),
     st.booleans(),
     st.integers(0, 2**31),

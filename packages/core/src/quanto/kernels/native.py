@@ -189,7 +189,7 @@ def register(registry: KernelRegistry) -> None:
             qtypes=frozenset({"int4"}),
             dtypes=bf16,
             granularities=frozenset({"group", "channel"}),
-            zero_points=frozenset({"none", "int"}),
+            zero_points=frozenset({"none", "int", "float"}),
             layout=int4pack.LAYOUT.name,
             priority=20,
             scale_dtypes=bf16,

@@ -128,7 +128,7 @@ class QModuleMixin(nn.Module):
         """Puts the quantized weight in the place of the float one."""
         made = self.qweight
         if made is not None and not self.frozen:
-            self.weight = nn.Parameter(made.detach(), requires_grad=False)
+            self.weight = nn.Parameter(made.detach().optimize(), requires_grad=False)
 
     @property
     def frozen(self) -> bool:

@@ -70,5 +70,6 @@ def load(module: Any, state_dict: dict[str, Any], prefix: str, args: tuple[Any, 
     assign = metadata.get("assign_to_params_buffers", False)
     if not assign and weight.device.type != "meta":
         made = made.to(weight.device)
-    module.weight = nn.Parameter(made.detach().clone() if not assign else made.detach(), requires_grad=False)
+    made = made.detach() if assign else made.detach().clone()
+    module.weight = nn.Parameter(made.optimize(), requires_grad=False)
     return True

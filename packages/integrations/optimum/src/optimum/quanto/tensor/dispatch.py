@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .qbits import WeightQBitsTensor
 from .qbytes import ActivationQBytesTensor, WeightQBytesTensor, quantize_symmetric
 from .qtensor import QTensor
 
@@ -57,7 +58,7 @@ def _same(func: Any, q: QTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _clone(func: Any, q: QTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if type(q).__name__ == "WeightQBitsTensor":
+    if isinstance(q, WeightQBitsTensor):  # its codes have another shape, so another memory format
         return q.rewrap(torch.clone)
     return q.rewrap(lambda t: func(t, **kwargs))
 
@@ -68,17 +69,25 @@ def _to_copy(func: Any, q: QTensor, args: tuple[Any, ...], kwargs: dict[str, Any
         return None
     others = {name: value for name, value in kwargs.items() if name not in ("dtype", "memory_format")}
 
+    settled = q.settled()
+
     def move(t: Tensor) -> Tensor:
-        casts = t is not q._data and t.is_floating_point()
+        casts = t is not settled._data and t.is_floating_point()
         out: Tensor = aten._to_copy(t, dtype=dtype if casts else t.dtype, **others)
         return out
 
-    return q.rewrap(move)
+    moved = settled.rewrap(move)
+    return moved if settled is q else moved.optimize()  # another device or dtype may have another kernel
 
 
 def _copy(func: Any, q: QTensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     source = args[1]
-    if type(source) is not type(q) or source.constants() != q.constants():
+    if type(source) is not type(q):
+        return None
+    if isinstance(q, WeightQBitsTensor):
+        q.settle()
+    source = source.settled()
+    if source.constants() != q.constants():
         return None
     for name in q.stored:
         mine, its = getattr(q, name), getattr(source, name)

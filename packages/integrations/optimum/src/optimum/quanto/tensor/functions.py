@@ -14,6 +14,7 @@ from quanto import ops
 from quanto.weight import Weight
 
 from .kernel import codes_of, of_rows
+from .qbits import WeightQBitsTensor
 from .qbytes import ActivationQBytesTensor, WeightQBytesTensor
 from .qtensor import QTensor
 
@@ -30,15 +31,23 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     if not isinstance(weight, QTensor):
         return NotImplemented
     trains = torch.is_grad_enabled() and (weight.requires_grad or (input.requires_grad and isinstance(input, QTensor)))
-    if trains or not isinstance(weight, WeightQBytesTensor) or not _by_rows(weight):
+    w = None if trains else _operand(weight)
+    if w is None:
         x = input.dequantize() if isinstance(input, QTensor) else input
         return F.linear(x, weight.dequantize(), bias)
     if not isinstance(input, ActivationQBytesTensor):
-        return ops.linear(input, core_weight(weight), bias)
+        return ops.linear(input, w, bias)
     if input.ndim < 2 or input._scale.numel() != 1:
-        return ops.linear(input.dequantize(), core_weight(weight), bias)
+        return ops.linear(input.dequantize(), w, bias)
     codes, scale = codes_of(input._data.contiguous()), input._scale.reshape(())
-    return ops.scaled_linear(codes, scale, core_weight(weight), bias, input.qtype.core, None, input.dtype)
+    return ops.scaled_linear(codes, scale, w, bias, input.qtype.core, None, input.dtype)
+
+
+def _operand(weight: QTensor) -> Weight | None:
+    """The weight as operators take it; None if it has to be dequantized."""
+    if isinstance(weight, WeightQBitsTensor):
+        return weight.operand
+    return core_weight(weight) if isinstance(weight, WeightQBytesTensor) and _by_rows(weight) else None
 
 
 def _by_rows(weight: WeightQBytesTensor) -> bool:

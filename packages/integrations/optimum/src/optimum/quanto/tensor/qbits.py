@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quanto.weight import Weight
+
 from ..qtype import qtype, qtypes
+from .arranged import arrange, restore
 from .grouped import group, grouped_shape, ungroup
 from .packed import PackedTensor
 from .qtensor import QTensor
@@ -37,9 +40,13 @@ def quantize_affine(base: Tensor, bits: int, axis: int, group_size: int | None, 
 class QBitsTensor(QTensor):
     """Values of 2 or 4 bits with scales and shifts."""
 
-    stored = ("_data", "_scale", "_shift")
     _shift: Tensor
     _group_size: int | None
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The attributes that are tensors."""
+        return "_data", "_scale", "_shift"
 
     def values(self) -> Tensor:
         data = self._data.unpack() if isinstance(self._data, PackedTensor) else self._data
@@ -51,7 +58,19 @@ class QBitsTensor(QTensor):
 
 
 class WeightQBitsTensor(QBitsTensor):
-    """Weights of 2 or 4 bits, per row or column or by groups."""
+    """Weights of 2 or 4 bits, per row or column or by groups.
+
+    The codes are in memory once: as files have them, or, after `optimize`, as a kernel wants them.
+
+    Attributes:
+        operand: what kernels take; None where the codes lie as in files.
+    """
+
+    _packed: Tensor | None
+    _codes: Tensor
+    _steps: Tensor
+    _zeros: Tensor | None
+    _kernel: tuple[Any, ...] | None
 
     @staticmethod
     def __new__(
@@ -72,7 +91,8 @@ class WeightQBitsTensor(QBitsTensor):
             cls, tuple(size), strides=tuple(stride), dtype=scale.dtype, device=data.device, requires_grad=False
         )
         made._qtype, made._axis, made._group_size = qtype, axis, group_size
-        made._data, made._scale, made._shift = data, scale, shift
+        made._packed, made._scale, made._shift = data, scale, shift
+        made._kernel = None
         return made.requires_grad_(requires_grad)  # type: ignore[no-any-return]
 
     @classmethod
@@ -94,17 +114,79 @@ class WeightQBitsTensor(QBitsTensor):
         """Quantizes by given scales and shifts; gradients pass."""
         return _Quantize.apply(base, qtype, axis, group_size, scale, shift)  # type: ignore[no-any-return, no-untyped-call]
 
+    # -- as kernels want it ------------------------------------------------------------------------------------
+
     def optimize(self) -> WeightQBitsTensor:
-        """Itself: kernels are chosen when the weight is used."""
-        return self
+        """The weight for its fastest kernel; itself where there is none, or it is so already."""
+        if self._kernel is not None:
+            return self
+        operand = arrange(self)
+        return self if operand is None else self._with(operand)
+
+    def _with(self, w: Weight) -> WeightQBitsTensor:
+        tensors = {"_codes": w.codes, "_steps": w.scale, "_scale": self._scale, "_shift": self._shift}
+        if w.zero_point is not None:
+            tensors["_zeros"] = w.zero_point
+        made: WeightQBitsTensor = self.assemble(tensors, (*self._own(), tuple(w[4:])))
+        return made
+
+    @property
+    def operand(self) -> Weight | None:
+        """See the class."""
+        if self._kernel is None:
+            return None
+        return Weight(self._codes, self._steps, self._zeros, None, *self._kernel)
+
+    @property
+    def _data(self) -> Any:
+        """The codes as files have them."""
+        operand = self.operand
+        return self._packed if operand is None else restore(operand)
+
+    @_data.setter
+    def _data(self, value: Any) -> None:
+        self.settle()
+        self._packed = value
+
+    def settle(self) -> None:
+        """Lays the codes as in files, in place."""
+        if self._kernel is not None:
+            self._packed, self._kernel = self._data, None
+
+    def settled(self) -> WeightQBitsTensor:
+        """The same weight with its codes as in files."""
+        if self._kernel is None:
+            return self
+        tensors = {"_data": self._data, "_scale": self._scale, "_shift": self._shift}
+        settled: WeightQBitsTensor = self.assemble(tensors, self._own())
+        return settled
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The attributes that are tensors."""
+        if self._kernel is None:
+            return "_data", "_scale", "_shift"
+        return "_codes", "_steps", *(() if self._zeros is None else ("_zeros",)), "_scale", "_shift"
+
+    def _own(self) -> tuple[Any, ...]:
+        return self._qtype.name, self._axis, self._group_size, tuple(self.size()), tuple(self.stride())
 
     def constants(self) -> tuple[Any, ...]:
-        return self._qtype.name, self._axis, self._group_size, tuple(self.size()), tuple(self.stride())
+        return self._own() if self._kernel is None else (*self._own(), self._kernel)
 
     @classmethod
     def assemble(cls, tensors: dict[str, Tensor], constants: tuple[Any, ...]) -> Any:
-        name, axis, size, shape, stride = constants
-        return cls(qtypes[name], axis, size, shape, stride, tensors["_data"], tensors["_scale"], tensors["_shift"])
+        name, axis, size, shape, stride, *kernel = constants
+        data = tensors["_codes" if kernel else "_data"]
+        made: Any = torch.Tensor._make_wrapper_subclass(
+            cls, shape, strides=stride, dtype=tensors["_scale"].dtype, device=data.device, requires_grad=False
+        )
+        made._qtype, made._axis, made._group_size = qtypes[name], axis, size
+        made._scale, made._shift = tensors["_scale"], tensors["_shift"]
+        made._packed, made._kernel = tensors.get("_data"), kernel[0] if kernel else None
+        if kernel:
+            made._codes, made._steps, made._zeros = data, tensors["_steps"], tensors.get("_zeros")
+        return made
 
     @staticmethod
     def load_from_state_dict(

@@ -18,8 +18,6 @@ __all__ = ["QTensor", "qfallback"]
 class QTensor(torch.Tensor):
     """A floating tensor that is stored quantized; classes of it differ in what they store."""
 
-    #: attributes that are tensors
-    stored: ClassVar[tuple[str, ...]] = ("_data", "_scale")
     #: called with a tensor that an operation dequantizes
     on_fallback: ClassVar[Callable[[QTensor], None] | None] = None
 
@@ -37,6 +35,15 @@ class QTensor(torch.Tensor):
     @property
     def axis(self) -> int | None:
         return self._axis
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The attributes that are tensors."""
+        return "_data", "_scale"
+
+    def settled(self) -> Any:
+        """The same tensor as files have it; itself unless a kernel holds it another way."""
+        return self
 
     def values(self) -> Tensor:
         """The values, without gradient."""
@@ -63,8 +70,9 @@ class QTensor(torch.Tensor):
 
     def save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Adds what is stored, under `<prefix>_data` and so on."""
-        for name in self.stored:
-            tensor = getattr(self, name)
+        settled = self.settled()
+        for name in settled.stored:
+            tensor = getattr(settled, name)
             if hasattr(tensor, "save_to_state_dict"):
                 tensor.save_to_state_dict(destination, f"{prefix}{name}.", keep_vars)
             else:
@@ -75,9 +83,10 @@ class QTensor(torch.Tensor):
 
     def equal(self, other: Tensor) -> bool:
         """Whether the other is of the same class and stores the same."""
-        if type(self) is not type(other) or self.constants() != other.constants():
+        if not isinstance(other, QTensor) or type(self) is not type(other):
             return False
-        return all(_same(getattr(self, n), getattr(other, n)) for n in self.stored)
+        a, b = self.settled(), other.settled()
+        return a.constants() == b.constants() and all(_same(getattr(a, n), getattr(b, n)) for n in a.stored)
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
         return list(self.stored), self.constants()
@@ -87,7 +96,8 @@ class QTensor(torch.Tensor):
         return cls.assemble(inner, context)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (type(self), {n: getattr(self, n) for n in self.stored}, self.constants())
+        settled = self.settled()
+        return _rebuild, (type(self), {n: getattr(settled, n) for n in settled.stored}, settled.constants())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copy = self.rewrap(torch.clone).requires_grad_(self.requires_grad)
