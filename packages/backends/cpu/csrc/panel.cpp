@@ -85,6 +85,24 @@ bool is_nan(Code code, uint8_t byte) {
   }
 }
 
+// Whether a panel is its rows' words side by side and nothing else: no word is shared by groups or filled up.
+bool interleaves(const Weight& w, int64_t panel) {
+  const bool aligned = w.group % w.format->unit == 0 || w.groups == 1;
+  const int64_t row_bytes = (w.k * w.format->bits + 7) / 8;
+  return w.format->words == 1 && aligned && row_bytes == w.groups * w.units * 4 && (panel + 1) * kRows <= w.n;
+}
+
+// Calls f(offset in a row, offset in a panel) for each word, 16 words of a row in a row: a line of the cache.
+template <class F>
+void each_word(int64_t words, int64_t stride, F f) {
+  for (int64_t first = 0; first < words; first += 16) {
+    const int64_t end = std::min(first + 16, words);
+    for (int64_t r = 0; r < kRows; ++r) {
+      for (int64_t i = first; i < end; ++i) f(r * stride + i * 4, (i * kRows + r) * 4);
+    }
+  }
+}
+
 // Copies one element of `size` bytes.
 void copy(uint8_t* to, const void* from, int64_t index, int size) {
   std::memcpy(to, static_cast<const uint8_t*>(from) + index * size, size);
@@ -110,12 +128,17 @@ void pack_panel(const Weight& w, int64_t panel, uint8_t* codes, uint8_t* scale, 
   const Format& f = *w.format;
   const int64_t unit_bytes = f.unit * f.bits / 8, row_bytes = (w.k * f.bits + 7) / 8;
   const bool aligned = w.group % f.unit == 0 || w.groups == 1;
+  const bool whole = interleaves(w, panel);
+  if (whole) {
+    const uint8_t* rows = w.codes + panel * kRows * w.stride;
+    each_word(w.groups * w.units, w.stride, [&](int64_t from, int64_t to) { store(codes + to, load(rows + from)); });
+  }
   float poison[kRows] = {};
   for (int r = 0; r < kRows; ++r) {
     const int64_t row = panel * kRows + r;
     const uint8_t* source = w.codes + row * w.stride;
     uint8_t* to = codes + r * 4;
-    for (int64_t q = 0; q < w.groups; ++q) {
+    for (int64_t q = 0; !whole && q < w.groups; ++q) {
       for (int64_t u = 0; u < w.units; ++u, to += f.words * kRows * 4) {
         const int64_t first = q * w.group + u * f.unit, byte = first * f.bits / 8;
         uint32_t words[3] = {};
@@ -156,6 +179,12 @@ void unpack_panel(const Weight& w, int64_t panel, uint8_t* rows, int64_t stride)
   const Format& f = *w.format;
   const int64_t unit_bytes = f.unit * f.bits / 8, row_bytes = (w.k * f.bits + 7) / 8;
   const bool aligned = w.group % f.unit == 0 || w.groups == 1;
+  if (interleaves(w, panel)) {
+    const uint8_t* panels = w.codes + panel * kRows * w.stride;
+    uint8_t* to = rows + panel * kRows * stride;
+    each_word(w.groups * w.units, stride, [&](int64_t at, int64_t from) { store(to + at, load(panels + from)); });
+    return;
+  }
   for (int r = 0; r < kRows && panel * kRows + r < w.n; ++r) {
     const uint8_t* from = w.codes + panel * kRows * w.stride + r * 4;
     uint8_t* row = rows + (panel * kRows + r) * stride;
