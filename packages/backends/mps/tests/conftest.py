@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from metal_shim import Shim
 
 METAL = torch.backends.mps.is_available()
 DEVICE = "mps" if METAL else "cpu"
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if not METAL:
-        folder = Path(config.cache.mkdir("metal-shim"))
-        config.metal_shim = shim = Shim(folder)
-        torch.mps.compile_shader = shim.compile_shader
+        sanitized = os.environ.get("QUANTO_MPS_SANITIZE")  # tests/native/run.py, which loads the sanitizer first
+        folder = Path(sanitized or config.cache.mkdir("metal-shim"))
+        torch.mps.compile_shader = Shim(folder, SANITIZE if sanitized else ()).compile_shader
 
 
 @pytest.hookimpl(tryfirst=True)

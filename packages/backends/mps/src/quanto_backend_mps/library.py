@@ -30,7 +30,8 @@ FAMILIES = {
 }
 
 _lock = threading.Lock()
-_compiled: dict[str, Any] = {}
+#: libraries by family, kernels by family and name.
+_compiled: dict[str | tuple[str, str], Any] = {}
 
 
 @functools.cache
@@ -74,7 +75,9 @@ def launch(
         threads: in each dimension, of the whole grid.
         group: threads of a threadgroup in each dimension.
     """
-    call = getattr(library(family), kernel)
+    call = _compiled.get((family, kernel))
+    if call is None:  # torch makes a new object each time that it is asked
+        call = _compiled[family, kernel] = getattr(library(family), kernel)
     call(
         *tensors,
         [int(n) for n in sizes],

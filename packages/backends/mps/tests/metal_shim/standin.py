@@ -47,10 +47,17 @@ MOST_THREADS = 1024
 
 @dataclass(frozen=True)
 class Checks:
-    """What the checked build saw in one launch: bytes read and written by buffer, in the order of the arguments."""
+    """What the checked build counted in one launch: bytes by buffer, in the order of the arguments.
+
+    Attributes:
+        read: by all lanes together.
+        written: by all lanes together.
+        moved: read, where lanes of a simdgroup that read the same address at once count as one.
+    """
 
     read: tuple[int, ...]
     written: tuple[int, ...]
+    moved: tuple[int, ...]
 
 
 class Shim:
@@ -84,14 +91,10 @@ class Shim:
             if not built.exists():
                 unit = self.folder / f"{digest}.cpp"
                 unit.write_text(text)
-                # without -fsanitize=thread at the link: checked.h is the runtime
-                steps = (
-                    [f for f in flags if f != "-shared"],
-                    ["-shared", *(f for f in flags if f != "-fsanitize=thread")],
-                )
                 made, linked = unit.with_suffix(".o"), unit.with_suffix(".tmp")
-                _run(["g++", *steps[0], f"-I{HERE}", "-c", str(unit), "-o", str(made)])
-                _run(["g++", *steps[1], str(made), "-o", str(linked)])
+                _run(["g++", *flags, f"-I{HERE}", "-c", str(unit), "-o", str(made)])
+                # without that sanitizer's runtime: checked.h stands in for it
+                _run(["g++", "-shared", *(f for f in flags if f != "-fsanitize=thread"), str(made), "-o", str(linked)])
                 os.replace(linked, built)
         return built
 
@@ -106,7 +109,8 @@ def _trampoline(kernel: Kernel) -> str:
     given = [f"({'const ' if p.const else ''}{p.type}*)a[{p.index}]" for p in kernel.buffers if p.mark == "*"]
     given += [f"*(const {p.type}*)a[{p.index}]" for p in kernel.buffers if p.mark == "&"]
     given += [PLACES[p.attribute][0] for p in kernel.places]
-    call = f"[=](const shim::Place& at) {{ {kernel.name}({', '.join(given)}); }}"
+    plain = '__attribute__((no_sanitize("thread")))'
+    call = f"[=](const shim::Place& at) {plain} {{ shim::enter(); {kernel.name}({', '.join(given)}); shim::leave(); }}"
     head = f'extern "C" const char* run_{kernel.name}(void** a, const unsigned* threads, const unsigned* size)'
     return f"{head} {{\n    return shim::dispatch({call}, threads, size, {str(kernel.together).lower()});\n}}"
 
@@ -158,7 +162,7 @@ class Call:
             raise ValueError(f"{kernel.name}: its threads meet, so that groups must be whole: {grid} in {size}")
         arrays = iter(keep)
         pointers = [v.data_ptr() if isinstance(v, Tensor) else ctypes.addressof(next(arrays)) for v in args]
-        spans = [v.numel() * v.element_size() if isinstance(v, Tensor) else 4096 for v in args]
+        spans = [v.numel() * v.element_size() if isinstance(v, Tensor) else 4 * len(v) for v in args]
         shim.launched.append(kernel.name)
         self._run(pointers, spans, grid, size)
 
@@ -171,10 +175,9 @@ class Call:
             binary.shim_watch(count, given, (ctypes.c_size_t * count)(*spans))
         error = run(given, (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*size))
         if self.library._shim.checked:
-            read_, written = (ctypes.c_uint64 * count)(), (ctypes.c_uint64 * count)()
-            binary.shim_seen.restype = ctypes.c_char_p
-            error = binary.shim_seen(read_, written) or error
-            self.library._shim.last = Checks(tuple(read_), tuple(written))
+            seen = [(ctypes.c_uint64 * count)() for _ in range(3)]
+            binary.shim_seen(*seen)
+            self.library._shim.last = Checks(*map(tuple, seen))
         if error:
             raise RuntimeError(f"{self.kernel.name}: {error.decode()}")
 

@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <unordered_map>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -92,11 +93,19 @@ struct Fiber {
     char* stack = nullptr;
     State state = State::done;
     Place place;
+    std::unordered_map<uint64_t, uint64_t> visits;  // of places in the code: see checked.h
 };
+
+// Who has touched a word of threadgroup memory since the last barrier: a thread's index + 1, or more than one.
+struct Word {
+    unsigned epoch, writer, reader;
+};
+constexpr unsigned EVERYBODY = ~0u;
 
 struct Span {
     char* from;
     size_t size;
+    std::vector<Word> words;
 };
 
 struct Machine {
@@ -119,15 +128,22 @@ struct Machine {
 
 inline thread_local Machine machine;
 
+// Whether a shader runs, rather than what stands in for the GPU around it. Apart from the machine, whose constructor is
+// itself code that checked.h would look at.
+static thread_local bool inside = false;
+
 inline SHIM_PLAIN void fail(const char* what, const char* detail = "") {
     if (!machine.error[0]) {
         std::snprintf(machine.error, sizeof machine.error, "%s%s", what, detail);
     }
 }
 
-inline int lane() { return int(machine.now->place.lane); }
+inline SHIM_PLAIN int lane() { return int(machine.now->place.lane); }
 
 inline SHIM_PLAIN void pause() { change(machine.now->context, machine.scheduler); }
+
+inline SHIM_PLAIN void enter() { inside = true; }
+inline SHIM_PLAIN void leave() { inside = false; }
 
 inline SHIM_PLAIN void fiber_main() {
     for (;;) {
@@ -139,16 +155,22 @@ inline SHIM_PLAIN void fiber_main() {
 
 // Threadgroup memory: NaN when a group begins.
 inline SHIM_PLAIN void fresh(void* at, size_t size) {
+    leave();
     for (const Span& s : machine.shared) {
         if (s.from == at) {
-            return;
+            return enter();
         }
     }
-    machine.shared.push_back({static_cast<char*>(at), size});
+    machine.shared.push_back({static_cast<char*>(at), size, {}});
+#ifdef SHIM_CHECKED
+    machine.shared.back().words.assign(size / 4 + 1, Word{0, 0, 0});
+#endif
     std::memset(at, 0xff, size);
+    enter();
 }
 
 inline SHIM_PLAIN void meet_simdgroup(const char* what) {
+    leave();
     Fiber& me = *machine.now;
     Simdgroup& mine = machine.simdgroups[me.place.simdgroup];
     if (mine.waiting && mine.what != what && std::strcmp(mine.what, what)) {
@@ -165,12 +187,14 @@ inline SHIM_PLAIN void meet_simdgroup(const char* what) {
         me.state = State::in_simdgroup;
     }
     pause();
+    enter();
 }
 
 // Every lane gives a value; every lane gets all of them, until the operation after the next.
 template <typename T>
 inline SHIM_PLAIN const T* exchange(const char* what, T v) {
     static_assert(sizeof(T) <= SLOT, "fits a slot");
+    leave();
     Simdgroup& mine = machine.simdgroups[machine.now->place.simdgroup];
     const int turn = mine.turn;
     T* all = reinterpret_cast<T*>(mine.slots[turn]);
@@ -183,6 +207,7 @@ inline SHIM_PLAIN const T* exchange(const char* what, T v) {
 }
 
 inline SHIM_PLAIN void meet_group() {
+    leave();
     if (++machine.waiting == machine.threads) {
         machine.waiting = 0;
         ++machine.epoch;
@@ -193,10 +218,14 @@ inline SHIM_PLAIN void meet_group() {
         machine.now->state = State::in_group;
     }
     pause();
+    enter();
 }
 
-inline SHIM_PLAIN void run_group(const std::function<void(const Place&)>& run, Place first, const unsigned* size, unsigned seed) {
+inline SHIM_PLAIN void run_group(
+    const std::function<void(const Place&)>& run, Place first, const unsigned* size, unsigned seed
+) {
     Machine& m = machine;
+    m.fibers.reserve(MOST_THREADS);  // contexts must not move
     m.threads = int(size[0] * size[1] * size[2]);
     while (int(m.fibers.size()) < m.threads) {
         m.fibers.emplace_back();
@@ -220,6 +249,7 @@ inline SHIM_PLAIN void run_group(const std::function<void(const Place&)>& run, P
             p.grid[d] = first.grid[d] + at[d];
         }
         m.fibers[i].place = p;
+        m.fibers[i].visits.clear();
         m.fibers[i].state = State::ready;
     }
     // 0, step, 2 step, … is every thread once where step is odd: threads are a multiple of 32

@@ -59,9 +59,9 @@ inline void gemm(
                 to[j] = m < p.tokens && first + j < p.size ? widen(token[first + j]) : 0.0f;
             }
         }
-        UNROLL for (int half_ = 0; half_ < 2; ++half_) {
-            const int k = k0 + own_nk + half_ * 8;
-            threadgroup float* w = ws + own_n * PITCH + own_nk + half_ * 8;
+        UNROLL for (int part = 0; part < 16; part += 8) {
+            const int k = k0 + own_nk + part;
+            threadgroup float* w = ws + own_n * PITCH + own_nk + part;
             uint found[8];
             eight_codes<K>(row, min(k, p.size), p.size, found);
             if (!p.whole_row && k < p.size) {
@@ -101,10 +101,11 @@ inline void gemm(
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (int e = index; e < TILE_TOKENS * TILE_ROWS; e += GROUP_THREADS) {
-        const int em = e / TILE_ROWS, en = e % TILE_ROWS;
+    for (int i = index; i < TILE_TOKENS * TILE_ROWS; i += GROUP_THREADS) {
+        const int em = i / TILE_ROWS, en = i % TILE_ROWS;
         if (m0 + em < p.tokens && n0 + en < p.rows) {
-            finish(xs[em * SUM_PITCH + en], m0 + em, n0 + en, scale, bias, x_scale, out, p);
+            const End e = end_of_row(n0 + en, scale, bias, p);
+            finish(xs[em * SUM_PITCH + en], m0 + em, n0 + en, e, x_scale, out, p);
         }
     }
 }

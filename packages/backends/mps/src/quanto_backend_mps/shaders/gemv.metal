@@ -80,11 +80,12 @@ inline void gemv(
         }
     }
     UNROLL for (int r = 0; r < ROWS; ++r) {
+        const End e = end_of_row(n[r], scale, bias, p);
         UNROLL for (int m = 0; m < TOKENS; ++m) {
             if (m < p.tokens) {
                 const float total = simd_sum(sum[r][m]);
                 if (lane == 0 && first + r < p.rows) {
-                    finish(total, m, first + r, scale, bias, x_scale, out, p);
+                    finish(total, m, n[r], e, x_scale, out, p);
                 }
             }
         }
