@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import QuantoConfig
-from tiny import build, cls, run
+from tiny import build, cls, inputs, run
 from torch import nn
 
 QTYPES = pytest.mark.parametrize("weights", ["float8", "int8", "int4", "int2"])
@@ -87,3 +87,56 @@ def test_quanto_torch_compile_with_group_offload(quantized: Callable[..., nn.Mod
     model.enable_group_offload(cpu, offload_device=cpu, offload_type="leaf_level")  # type: ignore[operator]
     model.compile(backend="aot_eager")
     torch.testing.assert_close(run(model, "flux"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_quantization_sharded_serialization(quantized: Callable[..., nn.Module], tmp_path: Path) -> None:
+    model = quantized("int8")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")  # type: ignore[operator]
+    assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 1
+    assert (tmp_path / "diffusion_pytorch_model.safetensors.index.json").exists()
+    assert torch.equal(run(cls("flux").from_pretrained(tmp_path), "flux"), run(model, "flux"))
+
+
+def test_quanto_torch_compile(quantized: Callable[..., nn.Module]) -> None:
+    model = quantized("int8")
+    expected = run(model, "flux")
+    torch.compiler.reset()
+    model.compile(fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(run(model, "flux"), expected, rtol=1e-4, atol=1e-5)
+
+
+@QTYPES
+def test_quanto_dtype_assignment(weights: str, quantized: Callable[..., nn.Module]) -> None:
+    """Of their older file, as the next."""
+    model = quantized(weights)
+    for cast in (lambda: model.to(torch.float16), lambda: model.to(device="cpu", dtype=torch.float16)):
+        with pytest.raises(ValueError, match="unsupported"):
+            cast()
+    for cast in (model.float, model.half):
+        with pytest.raises(ValueError, match="not supported"):
+            cast()
+    model.to("cpu")
+
+
+@QTYPES
+def test_quanto_training(weights: str, quantized: Callable[..., nn.Module]) -> None:
+    """A float branch beside each query projection gets gradients; the quantized layers none."""
+
+    class Beside(nn.Module):
+        def __init__(self, module: nn.Linear) -> None:
+            super().__init__()
+            self.module, self.adapter = module, nn.Linear(module.in_features, module.out_features, bias=False)
+            self.adapter.to(module.weight.device)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.module(x) + self.adapter(x)
+
+    model = quantized(weights)
+    model.requires_grad_(False)
+    found = [module for module in model.modules() if hasattr(module, "to_q")]
+    for module in found:
+        module.to_q = Beside(module.to_q)  # type: ignore[arg-type]
+    model(**inputs("flux"), return_dict=False)[0].norm().backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.norm() > 0}
+    assert len(trained) == len(found) > 0
+    assert all("adapter" in name for name in trained)
