@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +27,11 @@ class Reader:
 
     def __init__(self, megabytes: int = 512) -> None:
         self.bytes = megabytes << 20
-        self._memory = torch.ones(self.bytes + 4096, dtype=torch.uint8)
-        self._start = -(-self._memory.data_ptr() // 4096) * 4096
+        self._pages = mmap.mmap(-1, self.bytes)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # which read a little faster
+            self._pages.madvise(mmap.MADV_HUGEPAGE)
+        self._memory = torch.frombuffer(self._pages, dtype=torch.uint8)
+        self._start = self._memory.fill_(1).data_ptr()
 
     def rate(self, threads: int, streams: int) -> float:
         """Bytes per second of one walk over the buffer, each thread over its part."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from quanto.kernels import kernels
 from quanto.plugins import plugins
 
-from .candidate import Built, Candidate, TorchBuilt, clones
+from .candidate import Built, Candidate, TorchBuilt, count
 from .problem import Problem
 
 __all__ = ["candidates", "odd", "panels"]
@@ -79,13 +80,14 @@ def _linear(
     operator = "linear" if compute == "exact" else "linear_integer"
 
     def build(problem: Problem, megabytes: int) -> Built:
-        tensors, name, blocks = panels(problem, qtype, group, symmetric)
+        _, name, blocks = panels(problem, qtype, group, symmetric)
         call = getattr(torch.ops.quanto_cpu, f"{operator}_panels").default
 
         def function(x: Tensor, *copy: Any) -> Tensor:
             return call(x, *copy, None, name, blocks)
 
-        return _built(function, tensors, megabytes, lambda: problem.quantized(qtype, group, symmetric).dequantize())
+        made = partial(panels, problem, qtype, group, symmetric)
+        return _built(function, made, megabytes, lambda: problem.quantized(qtype, group, symmetric).dequantize())
 
     name = operator if symmetric else f"{operator}, zero points"
     return Candidate("quanto", name, weights, compute, dtype, build, everywhere)
@@ -93,7 +95,7 @@ def _linear(
 
 def _scaled(qtype: str, group: int | None) -> Callable[[Problem, int], Built]:
     def build(problem: Problem, megabytes: int) -> Built:
-        tensors, name, blocks = panels(problem, qtype, group)
+        _, name, blocks = panels(problem, qtype, group)
         quantize = torch.ops.quanto_cpu.dynamic_quantize.default
         call = torch.ops.quanto_cpu.scaled_linear_panels.default
 
@@ -101,11 +103,16 @@ def _scaled(qtype: str, group: int | None) -> Callable[[Problem, int], Built]:
             codes, scale = quantize(x, "int8", F32)
             return call(codes, scale, *copy, None, "int8", name, blocks, None, x.dtype)
 
-        return _built(function, tensors, megabytes, lambda: problem.quantized(qtype, group).dequantize())
+        made = partial(panels, problem, qtype, group)
+        return _built(function, made, megabytes, lambda: problem.quantized(qtype, group).dequantize())
 
     return build
 
 
-def _built(function: Callable[..., Tensor], tensors: Any, megabytes: int, values: Callable[[], Tensor]) -> Built:
-    copies, nbytes = clones(tensors, megabytes)
+def _built(
+    function: Callable[..., Tensor], made: Callable[[], tuple[Any, ...]], megabytes: int, values: Callable[[], Tensor]
+) -> Built:
+    # Each copy is arranged, not cloned: it lies in memory as a model's weight does.
+    nbytes = sum(t.nbytes for t in made()[0] if t is not None)
+    copies = [made()[0] for _ in count(nbytes, megabytes)]
     return TorchBuilt(function, copies, nbytes, values)

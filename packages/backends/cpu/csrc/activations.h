@@ -80,6 +80,47 @@ void reorder(Code code, int8_t* codes, int64_t count) {
   }
 }
 
+// What a block of floats is rounded by: the largest is 127 steps, and neighbours within a quad add up to 128 at the most
+// where kernels ask for that.
+template <class Vector>
+float top_of(Code code, const float* values, int64_t count) {
+  const float peak = Vector::peak(values, count);
+  if constexpr (Vector::kPairs) {
+    constexpr float steps = 127 / 127.9f;  // not 128: each of the two may be rounded up
+    if (code == Code::kInt8) return std::max(peak, Vector::template pair_peak<1>(values, count) * steps);
+    if (code == Code::kTable4) return std::max(peak, Vector::template pair_peak<2>(values, count) * steps);
+  }
+  return peak;
+}
+
+// Takes the second of each two int8 that add up to too much out of the rows [padded k] of a tile, into quads that come a
+// second time.
+void split_pairs(const Weight& w, int8_t* rows, int64_t tile, Activations& a) {
+  const int64_t padded = w.padded(), quads = w.units * w.format->unit / 4, step = a.block * w.format->unit / 4;
+  const auto heavy = [](const int8_t* pair) { return std::abs(pair[0] + pair[1]) > 128; };
+  for (int64_t q = 0; q < w.groups; ++q) {
+    for (int64_t b = 0; b < a.blocks; ++b) {
+      const int64_t first = q * quads + b * step, last = q * quads + std::min(quads, (b + 1) * step);
+      const int64_t at = tile * padded / 4 + first;
+      int32_t count = 0;
+      for (int64_t i = first; i < last; ++i) {
+        bool any = false;
+        for (int m = 0; m < a.tile; ++m) any |= heavy(rows + m * padded + 4 * i) || heavy(rows + m * padded + 4 * i + 2);
+        if (!any) continue;
+        for (int m = 0; m < a.tile; ++m) {
+          int8_t *from = rows + m * padded + 4 * i, rest[4] = {};
+          for (int pair = 0; pair < 4; pair += 2) {
+            if (heavy(from + pair)) std::swap(from[pair + 1], rest[pair + 1]);
+          }
+          std::memcpy(a.rest + (at + count) * a.tile + m, rest, 4);
+        }
+        a.rest_places[at + count++] = static_cast<int32_t>(i - first);
+      }
+      a.rests[(tile * w.groups + q) * a.blocks + b] = count;
+    }
+  }
+}
+
 bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, Activations& a, int64_t begin, int64_t end) {
   const Format& f = *w.format;
   const int64_t padded = w.padded(), length = w.units * f.unit;
@@ -103,10 +144,10 @@ bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, 
           const int64_t first = (q * w.units + b * a.block) * f.unit, count = std::min(a.block, w.units - b * a.block) * f.unit;
           const int64_t at = ((tile * w.groups + q) * a.blocks + b) * a.tile + m;
           if (type != Type::kInt8) {
-            const float peak = row < a.rows ? V::peak(values.get() + first, count) : 0.f;
-            if (!std::isfinite(peak)) return false;
-            a.scales[at] = peak / 127.f;
-            if (row < a.rows) V::quantize(values.get() + first, peak == 0 ? 0.f : 127.f / peak, count, codes + first);
+            const float top = row < a.rows ? top_of<V>(f.code, values.get() + first, count) : 0.f;
+            if (!std::isfinite(top)) return false;
+            a.scales[at] = top / 127.f;
+            if (row < a.rows) V::quantize(values.get() + first, top == 0 ? 0.f : 127.f / top, count, codes + first);
           }
           int32_t sum = 0;
           for (int64_t i = first; i < first + count; ++i) sum += codes[i];
@@ -115,16 +156,7 @@ bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, 
       }
       reorder(f.code, codes, padded);
     }
-    if (a.wide) {
-      auto* to = reinterpret_cast<int16_t*>(a.quads + tile * padded / 2 * a.tile);
-      for (int64_t i = 0; i < padded; i += 4) {
-        for (int m = 0; m < a.tile; ++m, to += 4) {
-          const int8_t* from = rows.get() + m * padded + i;
-          to[0] = from[0], to[1] = from[2], to[2] = from[1], to[3] = from[3];
-        }
-      }
-      continue;
-    }
+    if (a.rests) split_pairs(w, rows.get(), tile, a);
     int32_t* to = a.quads + tile * padded / 4 * a.tile;
     for (int64_t i = 0; i < padded / 4; ++i, to += a.tile) {
       for (int m = 0; m < a.tile; ++m) std::memcpy(to + m, rows.get() + m * padded + 4 * i, 4);

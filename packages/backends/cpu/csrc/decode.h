@@ -23,6 +23,10 @@ using Of = typename Late<C>::Vector;
 // Whether bytes use all of their range, so that sums of two products do not fit 16 bits.
 template <Code C>
 constexpr bool kFull = C == Code::kInt8 || C == Code::kTable4;
+// Whether vpmaddubsw multiplies them, which adds up two products of bytes below 256 and int8 in 16 bits: then two int8
+// side by side may add up to 128 at the most, 255 * 128 < 2^15.
+template <Code C>
+constexpr bool kPairs = kFull<C> && V::kPairs;
 // Whether bytes are signed values; elsewhere they are unsigned, the format's offset above them.
 template <Code C>
 constexpr bool kSigned = kFull<C> && V::kSignedBytes;
@@ -84,8 +88,8 @@ constexpr int position(Code c, int j, int b) {
 }
 
 // Codes 4J … of a unit (in the order of `position`) as bytes, four to a lane.
-template <Code C, int J>
-inline I bytes(const I* words, const Tables& t) {
+template <Code C, int J, class Word>
+inline Word bytes(const Word* words, const Tables& t) {
   if constexpr (C == Code::kInt8) {
     return kSigned<C> ? words[0] : V::bxor(words[0], 0x80808080u);
   } else if constexpr (C == Code::kInt4) {
@@ -95,7 +99,7 @@ inline I bytes(const I* words, const Tables& t) {
   } else if constexpr (C == Code::kInt2) {
     return V::band(V::template shr<2 * J>(words[0]), 0x03030303u);
   } else {
-    const I low = V::band(V::template shr<2 * (J % 4)>(words[J / 4]), 0x03030303u);
+    const Word low = V::band(V::template shr<2 * (J % 4)>(words[J / 4]), 0x03030303u);
     if constexpr (J >= 2) {
       return V::bor(low, V::band(V::template shr<J - 2>(words[2]), 0x04040404u));
     } else {

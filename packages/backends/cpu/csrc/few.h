@@ -63,6 +63,22 @@ void small_tile(const Weight& w, const Panel* panels, int64_t first, const Activ
   }
 }
 
+// Adds products of the quads that come a second time, of a block of int8 that ends at x and at `codes`.
+template <int T, int P>
+void add_rest(const Activations& a, int64_t block, const uint8_t* const* codes, int64_t length, const int32_t* x,
+              const Tables& t, I* sum) {
+  const int64_t first = (x - a.quads) / T - length;
+  for (int64_t k = first; k < first + a.rests[block]; ++k) {
+    const int64_t place = (a.rest_places[k] - length) * 64;
+    each<P>([&](auto i) QUANTO_INLINE {
+      const I word = V::load_words(codes[i] + place), quad = bytes<Code::kInt8, 0>(&word, t);
+      each<T>([&](auto m) QUANTO_INLINE {
+        sum[m * P + i] = Of<Code::kInt8>::dot(sum[m * P + i], quad, V::spread(a.rest[k * T + m]));
+      });
+    });
+  }
+}
+
 template <Code C, int T, int P>
 void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Activations& a, int64_t tile, const Output& out) {
   constexpr int U = kUnit<C>, N = kWords<C>;
@@ -99,8 +115,8 @@ void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Act
               codes[g * G + i] += N * 64;
             });
             each<U / 4>([&](auto j) QUANTO_INLINE {
-              decltype(V::template quads<kFull<C>>(I{})) quads[G];
-              each<G>([&](auto i) QUANTO_INLINE { quads[i] = V::template quads<kFull<C>>(bytes<C, j>(words[i], t)); });
+              I quads[G];
+              each<G>([&](auto i) QUANTO_INLINE { quads[i] = bytes<C, j>(words[i], t); });
               each<T>([&](auto m) QUANTO_INLINE {
                 const auto xs = V::spread(x[j * T + m]);
                 each<G>([&](auto i) QUANTO_INLINE {
@@ -118,6 +134,9 @@ void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Act
         }
         if constexpr (narrow) each<T * P>([&](auto j) QUANTO_INLINE { sum[j] = Of<C>::widen(sum[j], part[j]); });
       }
+      if constexpr (kPairs<C> && C == Code::kInt8) {
+        if (a.rests) add_rest<T, P>(a, (tile * w.groups + q) * a.blocks + b, codes, end, x, t, sum);
+      }
       each<T>([&](auto m) QUANTO_INLINE {
         const F xs = V::set(scales[m]), total = V::set(sums[m]);
         each<P>([&](auto i) QUANTO_INLINE {
@@ -130,6 +149,73 @@ void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Act
   }
   for (int m = 0; m < T && tile * T + m < a.rows; ++m) {
     for (int i = 0; i < P; ++i) store_row(w, out, panels[i], first + i, tile * T + m, y[m * P + i], w.global * w.format->byte_scale);
+  }
+}
+
+// The same for more rows of one panel than all of its sums would fit into registers for: a block of one half, then of the
+// other, which the first-level cache still holds. Saves what blocks of decoded bytes cost to write.
+template <Code C, int T>
+void halves_tile(const Weight& w, const Panel* panels, int64_t first, const Activations& a, int64_t tile, const Output& out) {
+  constexpr int U = kUnit<C>, N = kWords<C>;
+  constexpr bool narrow = V::kNarrowSums && kQuads<C> != 0;
+  using Half = decltype(Of<C>::load_half(nullptr));
+  const Tables t = tables<C>(*w.format);
+  const int32_t* x = a.quads + tile * w.padded() / 4 * T;
+  const uint8_t* codes = panels[0].codes;
+  F y[T];
+  each<T>([&](auto m) QUANTO_INLINE { y[m] = V::zero(); });
+  for (int64_t q = 0; q < w.groups; ++q) {
+    const F s = scale_of(w, panels[0], q), z = zero_of(w, panels[0], q, byte_offset<C>(*w.format));
+    for (int64_t b = 0; b < a.blocks; ++b) {
+      const int64_t units = std::min(a.block, w.units - b * a.block), block = (tile * w.groups + q) * a.blocks + b;
+      I sum[T];
+      for (int h = 0; h < 2; ++h) {
+        Half total[T];
+        each<T>([&](auto m) QUANTO_INLINE { total[m] = V::spread(0); });
+        const int32_t* xs = x;
+        const uint8_t* from = codes + 32 * h;
+        for (int64_t u = 0; u < units;) {
+          const int64_t stop = narrow ? std::min<int64_t>(units, u + 4 * kQuads<C> / U) : units;
+          Half part[T];
+          each<T>([&](auto m) QUANTO_INLINE { part[m] = narrow ? V::spread(0) : total[m]; });
+          for (; u < stop; ++u, from += N * 64) {
+            Half words[N];
+            each<N>([&](auto j) QUANTO_INLINE { words[j] = Of<C>::load_half(from + j * 64); });
+            if (h == 0) V::prefetch(from + kAhead);
+            each<U / 4>([&](auto j) QUANTO_INLINE {
+              const Half quads = bytes<C, j>(words, t);
+              each<T>([&](auto m) QUANTO_INLINE {
+                if constexpr (narrow) {
+                  part[m] = Of<C>::dot16(part[m], quads, V::spread(xs[m]));
+                } else {
+                  part[m] = Of<C>::dot(part[m], quads, V::spread(xs[m]));
+                }
+              });
+              xs += T;
+            });
+          }
+          each<T>([&](auto m) QUANTO_INLINE {
+            if constexpr (narrow) {
+              total[m] = Of<C>::widen(total[m], part[m]);
+            } else {
+              total[m] = part[m];
+            }
+          });
+        }
+        each<T>([&](auto m) QUANTO_INLINE { Of<C>::half(sum[m], h) = total[m]; });
+      }
+      codes += units * N * 64, x += units * U / 4 * T;
+      if constexpr (kPairs<C> && C == Code::kInt8) {
+        if (a.rests) add_rest<T, 1>(a, block, &codes, units, x, t, sum);
+      }
+      each<T>([&](auto m) QUANTO_INLINE {
+        const F product = V::fnmadd(z, V::set(a.sums[block * T + m]), V::to_float(sum[m]));
+        y[m] = V::fmadd(product, V::mul(s, V::set(a.scales[block * T + m])), y[m]);
+      });
+    }
+  }
+  for (int m = 0; m < T && tile * T + m < a.rows; ++m) {
+    store_row(w, out, panels[0], first, tile * T + m, y[m], w.global * w.format->byte_scale);
   }
 }
 

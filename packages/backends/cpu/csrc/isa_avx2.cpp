@@ -19,7 +19,8 @@ struct V {
   };
   using Bytes = __m256i;
   static constexpr bool kLookup = false;
-  static constexpr int kRegisters = 2, kWidth = 1, kStreams = 4, kExactTile = 6, kSmallTile = 4, kIntegerTile = 4, kFewTile = 4;
+  static constexpr int kRegisters = 2, kWidth = 1, kStreams = 4, kExactTile = 6, kSmallTile = 4, kFewTile = 8;
+  static constexpr bool kHalves = true;  // sums of eight rows fit into registers for half of a panel
 
   static F both(__m256 v) { return {v, v}; }
   static I both(__m256i v) { return {v, v}; }
@@ -38,23 +39,25 @@ struct V {
     const auto* q = static_cast<const __m256i*>(p);
     return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
   }
+  static __m256i load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static __m256i& half(I& x, int h) { return h ? x.b : x.a; }
   static void store_words(void* p, I v) {
     auto* q = static_cast<__m256i*>(p);
     _mm256_storeu_si256(q, v.a), _mm256_storeu_si256(q + 1, v.b);
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
-  template <int N> static I shr(I x) { return N ? I{_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)} : x; }
-  template <int N> static I shl(I x) { return N ? I{_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)} : x; }
+  // Functions that decode come for both registers and for one.
+  template <int N> static __m256i shr(__m256i x) { return N ? _mm256_srli_epi32(x, N) : x; }
+  template <int N> static __m256i shl(__m256i x) { return N ? _mm256_slli_epi32(x, N) : x; }
+  static __m256i band(__m256i x, uint32_t m) { return _mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(m))); }
+  static __m256i bxor(__m256i x, uint32_t m) { return _mm256_xor_si256(x, _mm256_set1_epi32(static_cast<int>(m))); }
+  static __m256i bor(__m256i x, __m256i y) { return _mm256_or_si256(x, y); }
+  template <int N> static I shr(I x) { return {shr<N>(x.a), shr<N>(x.b)}; }
+  template <int N> static I shl(I x) { return {shl<N>(x.a), shl<N>(x.b)}; }
   template <int N> static I sar(I x) { return {_mm256_srai_epi32(x.a, N), _mm256_srai_epi32(x.b, N)}; }
-  static I band(I x, uint32_t m) {
-    const __m256i mask = _mm256_set1_epi32(static_cast<int>(m));
-    return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
-  }
-  static I bxor(I x, uint32_t m) {
-    const __m256i mask = _mm256_set1_epi32(static_cast<int>(m));
-    return {_mm256_xor_si256(x.a, mask), _mm256_xor_si256(x.b, mask)};
-  }
-  static I bor(I x, I y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+  static I band(I x, uint32_t m) { return {band(x.a, m), band(x.b, m)}; }
+  static I bxor(I x, uint32_t m) { return {bxor(x.a, m), bxor(x.b, m)}; }
+  static I bor(I x, I y) { return {bor(x.a, y.a), bor(x.b, y.b)}; }
   static I merge(I x, I y) { return bor(band(x, 3), band(y, ~3u)); }
   // Byte N of each lane, alone, at the top or at the bottom; a shuffle has a port that shifts do not wait for.
   template <int N> static I pick(I x, int to) {
@@ -76,12 +79,13 @@ struct V {
   static Bytes bytes(const uint8_t* values) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
   }
-  static I shuffle(Bytes t, I x) { return {_mm256_shuffle_epi8(t, x.a), _mm256_shuffle_epi8(t, x.b)}; }
+  static __m256i shuffle(Bytes t, __m256i x) { return _mm256_shuffle_epi8(t, x); }
+  static I shuffle(Bytes t, I x) { return {shuffle(t, x.a), shuffle(t, x.b)}; }
 
   static __m256i spread(int32_t quad) { return _mm256_set1_epi32(quad); }
 #ifdef __AVXVNNI__
-  static constexpr bool kSignedBytes = false, kNarrowSums = false, kWideBytes = false;
-  template <bool Full> static I quads(I bytes) { return bytes; }
+  static constexpr int kIntegerTile = 4;
+  static constexpr bool kSignedBytes = false, kNarrowSums = false, kPairs = false;
   // Not the intrinsic, see isa_avx512.cpp.
   static __m256i dot(__m256i sum, __m256i quads, __m256i x) {
     asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(quads), "x"(x));
@@ -89,46 +93,31 @@ struct V {
   }
   static I dot(I sum, I quads, __m256i x) { return {dot(sum.a, quads.a, x), dot(sum.b, quads.b, x)}; }
 #else
-  // vpmaddubsw adds two products of unsigned and signed bytes in 16 bits. With small codes many such sums still fit.
-  // Bytes of the full range go in by magnitude, their signs with the activations: 128 * 127 + 128 * 127 fits. Where
-  // activations may be -128 or the weight is used often, both are widened to 16 bits instead.
-  static constexpr bool kSignedBytes = true, kNarrowSums = true, kWideBytes = true;
-  struct Signed {
-    I value, magnitude;
-  };
-  struct Wide {
-    I even, odd;
-  };
-  template <bool Full> static auto quads(I bytes) {
-    if constexpr (Full) {
-      return Signed{bytes, {_mm256_abs_epi8(bytes.a), _mm256_abs_epi8(bytes.b)}};
-    } else {
-      return bytes;
-    }
-  }
-  static Wide wide(I x) {
-    return {{_mm256_srai_epi16(_mm256_slli_epi16(x.a, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(x.b, 8), 8)},
-            {_mm256_srai_epi16(x.a, 8), _mm256_srai_epi16(x.b, 8)}};
-  }
+  // vpmaddubsw adds two products of unsigned and signed bytes in 16 bits. With small codes many such sums still fit, with
+  // bytes of the full range one, if the two activations add up to little: `kPairs`. Tiles of three rows fill the ports
+  // of Intel's cores (32 and 44 products a cycle of 32 and 48 that are possible); four reach 28 and 36.
+  static constexpr int kIntegerTile = 3;
+  static constexpr bool kSignedBytes = false, kNarrowSums = true, kPairs = true;
   static __m256i widen(__m256i sum, __m256i part) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
   }
   static I widen(I sum, I part) { return {widen(sum.a, part.a), widen(sum.b, part.b)}; }
-  static I dot16(I sum, I quads, __m256i x) {
-    return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(quads.a, x)), _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(quads.b, x))};
-  }
-  static I dot(I sum, I quads, __m256i x) {
-    return {widen(sum.a, _mm256_maddubs_epi16(quads.a, x)), widen(sum.b, _mm256_maddubs_epi16(quads.b, x))};
-  }
-  static I dot(I sum, Signed w, __m256i x) {
-    return {widen(sum.a, _mm256_maddubs_epi16(w.magnitude.a, _mm256_sign_epi8(x, w.value.a))),
-            widen(sum.b, _mm256_maddubs_epi16(w.magnitude.b, _mm256_sign_epi8(x, w.value.b)))};
-  }
-  static __m256i dot(__m256i sum, __m256i even, __m256i odd, __m256i x, __m256i y) {
-    return _mm256_add_epi32(_mm256_add_epi32(sum, _mm256_madd_epi16(even, x)), _mm256_madd_epi16(odd, y));
-  }
-  static I dot(I sum, Wide w, __m256i x, __m256i y) {
-    return {dot(sum.a, w.even.a, w.odd.a, x, y), dot(sum.b, w.even.b, w.odd.b, x, y)};
+  static __m256i dot16(__m256i sum, __m256i quads, __m256i x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(quads, x)); }
+  static I dot16(I sum, I quads, __m256i x) { return {dot16(sum.a, quads.a, x), dot16(sum.b, quads.b, x)}; }
+  static __m256i dot(__m256i sum, __m256i quads, __m256i x) { return widen(sum, _mm256_maddubs_epi16(quads, x)); }
+  static I dot(I sum, I quads, __m256i x) { return {dot(sum.a, quads.a, x), dot(sum.b, quads.b, x)}; }
+  // The largest magnitude of the sum of two values at a distance of N within four.
+  template <int N> static float pair_peak(const float* p, int64_t count) {
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 most = _mm256_setzero_ps();
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+      const __m256 v = _mm256_loadu_ps(p + i), other = _mm256_permute_ps(v, N == 1 ? 0xb1 : 0x4e);
+      most = _mm256_max_ps(most, _mm256_and_ps(_mm256_add_ps(v, other), magnitude));
+    }
+    float m = across(most, true);
+    for (; i < count; ++i) m = std::max(m, std::fabs(p[i] + p[i ^ N]));  // counts are multiples of four
+    return m;
   }
 #endif
 
@@ -235,11 +224,11 @@ namespace quanto {
 
 #ifdef __AVXVNNI__
 extern const Kernels kAvxVnni = {
-    "avx2_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kWideBytes, V::kWidth,
+    "avx2_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avxvnni"); },
 #else
 extern const Kernels kAvx2 = {
-    "avx2", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kWideBytes, V::kWidth,
+    "avx2", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
 #endif
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};

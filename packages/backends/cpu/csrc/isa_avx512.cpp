@@ -14,7 +14,8 @@ struct V {
   using Bytes = __m512i;
   static constexpr bool kLookup = true;
   static constexpr int kRegisters = 1, kWidth = 2, kStreams = 4, kExactTile = 14, kSmallTile = 8, kIntegerTile = 14, kFewTile = 8;
-  static constexpr bool kSignedBytes = false, kNarrowSums = false, kWideBytes = false;
+  static constexpr bool kHalves = false;
+  static constexpr bool kSignedBytes = false, kNarrowSums = false, kPairs = false;
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set(float v) { return _mm512_set1_ps(v); }
@@ -53,7 +54,6 @@ struct V {
   }
   static I shuffle(Bytes t, I index) { return _mm512_shuffle_epi8(t, index); }
 
-  template <bool Full> static I quads(I bytes) { return bytes; }
   static I spread(int32_t quad) { return _mm512_set1_epi32(quad); }
   // Not the intrinsic: GCC 12 converts its vector type, and so keeps arrays of sums on the stack (2 times slower).
   static I dot(I sum, I quads, I x) {
@@ -152,7 +152,7 @@ struct V {
 namespace quanto {
 
 extern const Kernels kAvx512 = {
-    "avx512_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kWideBytes, V::kWidth,
+    "avx512_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
     [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"); },
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};

@@ -22,7 +22,8 @@ struct V {
   };
   static constexpr bool kLookup = false;
   static constexpr int kRegisters = 4, kWidth = 1, kStreams = 2, kExactTile = 4, kSmallTile = 4, kIntegerTile = 4, kFewTile = 4;
-  static constexpr bool kSignedBytes = true, kNarrowSums = false, kWideBytes = false;
+  static constexpr bool kHalves = false;
+  static constexpr bool kSignedBytes = true, kNarrowSums = false, kPairs = false;
 
   static F zero() { return F{}; }
   static F set(float v) { return F{} + v; }
@@ -80,7 +81,6 @@ struct V {
     return load_words(all);
   }
 
-  template <bool Full> static I quads(I bytes) { return bytes; }
 #if defined(__ARM_FEATURE_DOTPROD)
   static int8x16_t spread(int32_t quad) { return vreinterpretq_s8_s32(vdupq_n_s32(quad)); }
   static I dot(I sum, I quads, int8x16_t x) {
@@ -144,7 +144,7 @@ extern const Kernels kDotprod = {"neon_dotprod",
 #else
 extern const Kernels kPortable = {"portable",
 #endif
-    V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kWideBytes, V::kWidth, [] { return true; },
+    V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth, [] { return true; },
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};
 
 }  // namespace quanto

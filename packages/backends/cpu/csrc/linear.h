@@ -55,6 +55,11 @@ Run small_for(int tile) {
   }
 }
 
+template <Code C, int T>
+void integer_halves(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
+  walk(w, a, out, begin, end, 1, halves_tile<C, T>, halves_tile<C, T>);
+}
+
 template <Code C>
 Run integer_for(const Activations& a) {
   if (!a.few) return integer_blocks<C>;
@@ -62,7 +67,12 @@ Run integer_for(const Activations& a) {
     case 1: return integer_panels<C, 1>;
     case 2: return integer_panels<C, 2>;
     case 4: return integer_panels<C, 4>;
-    default: return integer_panels<C, V::kFewTile>;
+    default: break;
+  }
+  if constexpr (V::kHalves) {
+    return a.tile == 6 ? integer_halves<C, 6> : integer_halves<C, V::kFewTile>;
+  } else {
+    return integer_panels<C, V::kFewTile>;
   }
 }
 

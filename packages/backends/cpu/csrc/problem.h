@@ -39,13 +39,16 @@ struct Activations {
   int64_t rows = 0;
   int tile = 1;
   bool few = false;           // for the kernels that decode as they go
-  bool wide = false;          // quads as two pairs of int16: the even and the odd ones
   int64_t block = 0;   // units that share a scale: those of a group, or some of them
   int64_t blocks = 0;  // per group
   float* values = nullptr;    // [tiles, padded k, tile], exact
-  int32_t* quads = nullptr;   // [tiles, padded k / 4, tile]: four int8 side by side, integer; twice that if wide
+  int32_t* quads = nullptr;   // [tiles, padded k / 4, tile]: four int8 side by side, integer
   float* scales = nullptr;    // [tiles, groups, blocks, tile], integer
   float* sums = nullptr;      // [tiles, groups, blocks, tile]: of the values, or of the int8
+  // What `pairs` kernels cannot take in one product: quads that come a second time, and where, block by block.
+  int32_t* rest = nullptr;        // [tiles, padded k / 4, tile], as many of each block as `rests` says
+  int32_t* rest_places = nullptr; // [tiles, padded k / 4]: quads from the beginning of the block
+  int32_t* rests = nullptr;       // [tiles, groups, blocks]
 };
 
 struct Output {
@@ -63,7 +66,8 @@ struct Kernels {
   const char* name;
   int exact_tile, integer_tile;  // largest tile of rows of the kernels that decode blocks
   int small_tile, few_tile;      // most rows of those that decode as they go, for floats and for integers
-  bool wide;                     // blocks of integers want activations of 16 bits with bytes of the full range
+  bool halves;                   // the kernels of few rows also take six
+  bool pairs;                    // neighbours among int8 may add up to 128 at the most, with bytes of the full range
   int width;         // panels that a kernel takes at once
   bool (*available)();
   // Computes output features 16 * begin … 16 * end for all rows.

@@ -6,16 +6,22 @@
 namespace quanto {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 504;  // activations prepared at once: a multiple of every tile
+// Activations prepared at once: what half of a second-level cache holds, in whole tiles and about equal parts.
+constexpr int64_t kBytesAtOnce = int64_t{1} << 20;
+int64_t rows_at_once(const Weight& w, int64_t rows, bool integer, int tile) {
+  const int64_t fit = kBytesAtOnce / std::max<int64_t>(1, w.padded() * (integer ? 1 : 4));
+  const int64_t parts = divide_up(rows, std::clamp<int64_t>(fit, 64, 512));
+  return divide_up(divide_up(rows, parts), tile) * tile;
+}
 
 // Tiles of even height, the fewest that do.
 int even_tile(int64_t rows, int largest) { return static_cast<int>(divide_up(rows, divide_up(rows, largest))); }
 
-int small_tile(int64_t rows, int largest) {
+int small_tile(int64_t rows, int largest, bool six) {
   for (const int tile : {1, 2, 4}) {
     if (rows <= tile) return tile;
   }
-  return largest;
+  return rows <= 6 && six ? 6 : largest;
 }
 
 }  // namespace
@@ -24,19 +30,15 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
          float out_scale) {
   const int width = kernels.width;
   const bool integer = way == Way::kInteger;
-  for (int64_t first = 0; first < x.count; first += kRowsAtOnce) {
+  const int64_t at_once = rows_at_once(w, x.count, integer, integer ? kernels.integer_tile : kernels.exact_tile);
+  for (int64_t first = 0; first < x.count; first += at_once) {
     Activations a;
-    a.rows = std::min(kRowsAtOnce, x.count - first);
+    a.rows = std::min(at_once, x.count - first);
     const uint8_t* rows = x.data + first * w.k * size_of(x.type);
     Output output{out + first * w.n * size_of(out_type), out_type, bias, out_scale};
-    const bool full = w.format->code == Code::kInt8 || w.format->code == Code::kTable4;
-    const bool wide = integer && kernels.wide && full;
-    // Where -128 times -128 does not fit, codes from outside take the wide way.
-    const bool few = integer ? a.rows <= kernels.few_tile && !(wide && x.type == Type::kInt8)
-                             : way == Way::kFloat && a.rows <= kernels.small_tile;
+    const bool few = integer ? a.rows <= kernels.few_tile : way == Way::kFloat && a.rows <= kernels.small_tile;
     a.few = few;
-    a.wide = wide && !few;
-    a.tile = few ? small_tile(a.rows, integer ? kernels.few_tile : kernels.small_tile)
+    a.tile = few ? small_tile(a.rows, integer ? kernels.few_tile : kernels.small_tile, integer && kernels.halves)
                  : even_tile(a.rows, integer ? kernels.integer_tile : kernels.exact_tile);
     const int64_t tiles = divide_up(a.rows, a.tile), padded = tiles * a.tile;
     // Integers: one scale for each 256 positions at the most, and what is decoded at once.
@@ -45,9 +47,15 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     a.blocks = divide_up(w.units, a.block);
     const int64_t sums = padded * w.groups * a.blocks;
     Buffer<float> values, scales, totals;
-    Buffer<int32_t> quads;
+    Buffer<int32_t> quads, rest, places, rests;
     if (integer) {
-      quads = allocate<int32_t>(padded * w.padded() / (a.wide ? 2 : 4));
+      quads = allocate<int32_t>(padded * w.padded() / 4);
+      if (kernels.pairs && x.type == Type::kInt8 && w.format->code == Code::kInt8) {
+        rest = allocate<int32_t>(padded * w.padded() / 4);
+        places = allocate<int32_t>(tiles * w.padded() / 4);
+        rests = allocate<int32_t>(tiles * w.groups * a.blocks);
+        a.rest = rest.get(), a.rest_places = places.get(), a.rests = rests.get();
+      }
       scales = allocate<float>(sums);
       a.quads = quads.get();
       a.scales = scales.get();
