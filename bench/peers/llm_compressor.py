@@ -27,8 +27,8 @@ def _compressor(method: str, bits: int, symmetric: bool, group: int = 128) -> Pe
         modifier = {"gptq": GPTQModifier, "awq": AWQModifier}[method]
         stored = count(model, bits, 16 if symmetric else 16 + bits, group)
         alone: Any = nullcontext()
-        if not torch.accelerator.is_available():  # llm-compressor 0.14 sums over processes on an accelerator, even one
-            alone = patch("llmcompressor.modifiers.transform.awq.base._allreduce_data_sum", lambda data: data)
+        if not torch.accelerator.is_available():  # llm-compressor 0.14 pins memory for an accelerator all the same
+            alone = patch("llmcompressor.pipelines.cache.IntermediatesCache.pin_memory", lambda cache, index: None)
         blocks = [block.unsqueeze(0) for batch in batches for block in batch]
         data = [{"input_ids": block, "attention_mask": torch.ones_like(block)} for block in blocks]
         with alone:

@@ -28,7 +28,7 @@ def bars(
         rows = [i for i, k in enumerate(kinds) if k == kind]
         axes.barh(rows, [values[i] for i in rows], color=color, label=kind)
     axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top, and no empty space
     axes.set_xlabel(label)
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
