@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import auto_class, run
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import quanto
@@ -38,6 +39,28 @@ def test_the_command_line_writes_what_from_pretrained_would(
         sorted(n for n, m in model.named_modules() if isinstance(m, quanto.nn.QModule)) for model in (found, expected)
     ]
     assert names[0] == names[1]
+
+
+def test_old_names_of_the_command_line_find_their_modules(saved: Callable[..., Path], tmp_path: Path) -> None:
+    """Files of ViT keep the names that its modules had in older versions; the command line knows no others."""
+    assert main(["quantize", str(saved("vit")), "-o", str(tmp_path / "out"), "--weights", "int8"]) == 0
+    found = auto_class("vit").from_pretrained(tmp_path / "out")
+    floating = auto_class("vit").from_pretrained(saved("vit"))
+    assert {n for n, m in floating.named_modules() if isinstance(m, torch.nn.Linear) and "layer" in n} <= {
+        n for n, m in found.named_modules() if isinstance(m, quanto.nn.QModule)
+    }
+    expected = run(floating, "vit")
+    assert (run(found, "vit") - expected).norm() < 0.05 * expected.norm()
+    found.save_pretrained(tmp_path / "again")
+    assert torch.equal(run(auto_class("vit").from_pretrained(tmp_path / "again"), "vit"), run(found, "vit"))
+
+
+def test_modules_that_the_model_lacks_are_an_error(saved: Callable[..., Path], tmp_path: Path) -> None:
+    auto_class("llama").from_pretrained(saved("llama"), quantization_config=QuantoConfig()).save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('_proj"', '_projection"'))
+    with pytest.raises(ValueError, match=r"has no module of those .* such as 'model\.layers\.0\.self_attn\.q_proj"):
+        auto_class("llama").from_pretrained(tmp_path)
 
 
 def test_core_loads_what_save_pretrained_wrote(saved: Callable[..., Path], tmp_path: Path) -> None:

@@ -110,6 +110,10 @@ def test_a_classifier_of_images(tmp_path: Path, capsys) -> None:
     transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "float")
     size = {"height": 32, "width": 32}
     transformers.ViTImageProcessor(size=size).save_pretrained(tmp_path / "float")
+    try:
+        transformers.AutoImageProcessor.from_pretrained(tmp_path / "float")
+    except ImportError as error:  # transformers 5.17 has it with torchvision only
+        pytest.skip(str(error))
     for i in range(6):
         image.new("RGB", (40, 30), (40 * i, 255 - 40 * i, 30)).save(tmp_path / f"{i}.png")
     data = lines(tmp_path / "data.jsonl", [{"image": f"{i}.png"} for i in range(6)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from quanto.nn.registry import bake_parametrization, convert, modules
 from quanto.nn.slot import PARTS
 from quanto.tensor.quantize import quantize_parts
 
+from .adapter import renames_on_load
 from .experts import arrangements, runs_grouped
 from .moe import QExperts
 from .selection import Choice
@@ -67,15 +68,18 @@ def rebuild(model: Any, layers: list[Layers]) -> list[tuple[str, QModule]]:
     """Gives the modules of a float model on meta what a saved one says of them.
 
     A saved model may be loaded into another head, or none: names are tried with and without the base model's prefix,
-    and modules that the model does not have are left out.
+    and modules that the model does not have are left out. Names may be old ones, as those of tensors in files are.
 
     Raises:
-        ValueError: if a module has no twin here, or not the parameters.
+        ValueError: if a module has no twin here, or not the parameters; if the model has none of the modules.
     """
-    named = dict(model.named_modules())
+    named, rename = dict(model.named_modules()), cache(lambda: renames_on_load(model))
     found = []
     for name, group in by_name(layers):
         here = next((n for n in _spellings(name, model.base_model_prefix) if n in named), None)
+        if here is None:
+            new = rename()(f"{name}.weight").removesuffix(".weight")
+            here = next((n for n in _spellings(new, model.base_model_prefix) if n in named), None)
         if here is None:
             _log.info("the model has no module %r, which was quantized when it was saved", name)
             continue
@@ -83,6 +87,12 @@ def rebuild(model: Any, layers: list[Layers]) -> list[tuple[str, QModule]]:
             found.append((here, _rebuild(here, named[here], group)))
         except ValueError as error:
             raise ValueError(f"module {name!r} was quantized when it was saved, but {error}") from None
+    body = next((n for n, _ in by_name(layers) if n.startswith(f"{model.base_model_prefix}.")), None)
+    if not found and body is not None:  # heads alone may be lacking
+        raise ValueError(
+            f"{type(model).__name__} has no module of those that were quantized when the model was saved, such as "
+            f"{body!r}: its weights would be random"
+        )
     return found
 
 
