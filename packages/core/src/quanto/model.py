@@ -61,7 +61,7 @@ def quantize(
     _check_model("quantize", model)
     default = default_scheme(weights, activations, scheme, options)
     plan = select(model, default, rules, include, exclude)
-    if not plan:
+    if all(isinstance(module, QModule) and not module._slots for _, module, *_ in plan):
         _warn_frozen(model)
     for name, module, wanted, parameters in track(plan, "quantize", enabled=progress):
         quantize_module(name, module, wanted, parameters)
@@ -94,6 +94,8 @@ def quantize_module(name: str, module: nn.Module, scheme: Scheme, parameters: di
             module.input_scale = module.output_scale = None  # they were measured for the other
         for slot in module._slots.values():
             slot.scheme = scheme
+        if module._slots:
+            module.prepare()
         if "_scheme" in module.__dict__:  # of modules without slots
             module.__dict__["_scheme"] = scheme
         return

@@ -48,6 +48,10 @@ class Scheme:
         algorithm: name of a quantizer (see `docs/algorithms.md`). Default: `"absmax"` if symmetric, else `"minmax"`.
         scale_dtype: `"float32"`, `"bfloat16"`, `"float16"`, `"e8m0"` or `"e4m3"`. Default: the weight's own dtype,
             or what the qtype fixes.
+        learned: True: while weights are trained, their scales and floating zero points are trained too (LSQ); see
+            `quanto.nn.learned`. For integers.
+        rank: of a low-rank correction beside the codes of a linear layer: two floating matrices whose product makes up
+            for the largest part of the error; see `quanto.nn.correction`. Other layers have none.
         dynamic: True: activations get a scale per token at run time. False: one static scale from `Calibration`, and an
             error without. Default None: dynamic until calibrated.
 
@@ -65,6 +69,8 @@ class Scheme:
     scale_dtype: str | None = None
     dynamic: bool | None = None
     zero_point: str | None = None
+    learned: bool | None = None
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("weights", "activations"):
@@ -108,7 +114,7 @@ class Scheme:
             len(self.block) != 2 or not all(type(b) is int and 0 < b < _LIMIT for b in self.block)
         ):
             raise ValueError(f"block must be two positive integers below 2**31, got {self.block}")
-        for field, kind in (("symmetric", bool), ("dynamic", bool), ("algorithm", str)):
+        for field, kind in (("symmetric", bool), ("dynamic", bool), ("learned", bool), ("algorithm", str)):
             value = getattr(self, field)
             if value is not None and type(value) is not kind:
                 raise ValueError(f"{field} must be a {kind.__name__} or None, got {value!r}")
@@ -120,6 +126,10 @@ class Scheme:
         if self.zero_point is not None and (self.symmetric or self.algorithm == "absmax"):
             field = "symmetric=True" if self.symmetric else "algorithm='absmax'"
             raise ValueError(f"zero_point={self.zero_point!r} conflicts with {field}")
+        if self.learned and not q.is_integer:
+            raise ValueError(f"learned=True needs an integer qtype, not {q.name}")
+        if self.rank is not None and (type(self.rank) is not int or not 0 < self.rank < _LIMIT):
+            raise ValueError(f"rank must be a positive integer, got {self.rank!r}")
         if self.scale_dtype is not None:
             if self.scale_dtype not in _SCALES:
                 raise ValueError(f"scale_dtype must be one of {', '.join(_SCALES)}, got {self.scale_dtype!r}")
@@ -220,6 +230,10 @@ class Scheme:
             parts.append(f"{self.zero_point} zero points")
         if self.algorithm:
             parts.append(self.algorithm)
+        if self.learned:
+            parts.append("learned")
+        if self.rank:
+            parts.append(f"rank {self.rank}")
         return " ".join(parts)
 
 

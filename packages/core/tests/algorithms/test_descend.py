@@ -9,8 +9,8 @@ import torch
 import quanto
 from quanto.algorithms.columns import round_columns
 from quanto.algorithms.descend import descend
-from quanto.algorithms.spread import spread_parameters
 from quanto.quantizers import Parameters, Target, fit
+from quanto.quantizers.spread import spread_parameters
 
 
 def _errors(

@@ -4,6 +4,7 @@
 from .autoround import AutoRound
 from .awq import AWQ
 from .gptq import GPTQ
+from .low_rank import LowRank
 from .pipeline import Pipeline, calibrate_weights
 from .rotate import Rotate
 from .samples import generate_samples
@@ -16,6 +17,7 @@ __all__ = [
     "GPTQ",
     "AutoRound",
     "Block",
+    "LowRank",
     "Pipeline",
     "Rotate",
     "SmoothQuant",

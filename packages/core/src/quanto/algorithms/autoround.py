@@ -14,9 +14,9 @@ from .. import packing, reference
 from ..nn.base import QModule
 from ..quantizers import Parameters, Target, fit
 from ..quantizers.grid import round_scale, round_zero
+from ..quantizers.spread import spread_parameters
 from ..tensor.quantize import make_target
 from ..weight import Weight
-from .spread import spread_parameters
 from .step import Block, Step, adopt, as_float, first_tensor
 
 __all__ = ["AutoRound"]

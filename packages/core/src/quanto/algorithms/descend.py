@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..quantizers import Parameters, Target
 from ..quantizers.grid import nearest
-from .spread import spread_parameters
+from ..quantizers.spread import spread_parameters
 
 __all__ = ["descend"]
 

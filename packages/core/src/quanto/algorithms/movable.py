@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import packing, reference
+from ..nn import correction
 from ..nn.activations import fake_quantize_activation
 from ..nn.base import QModule
 from ..nn.handover import static_scale
 from ..quantizers import Parameters, Target
 from ..quantizers.grid import round_scale, round_zero
+from ..quantizers.spread import spread_parameters
 from ..tensor.quantize import make_target
-from .spread import spread_parameters
 from .step import adopt
 
 __all__ = ["Movable", "movable_layers"]
@@ -64,7 +65,8 @@ class Movable:
         if qtype is not None:
             x = fake_quantize_activation(x, qtype, static_scale(self.layer))
         weight = self.weight()
-        return F.linear(x.to(weight.dtype), weight, self.layer._parameters.get("bias")).to(x.dtype)
+        y = F.linear(x.to(weight.dtype), weight, self.layer._parameters.get("bias")).to(x.dtype)
+        return correction.corrected(self.layer, x, y)
 
     @contextmanager
     def replaced(self) -> Iterator[None]:

@@ -122,9 +122,14 @@ class Pipeline:
             return
         if any(isinstance(m, QModule) and m._slots and not m.frozen for m in block.module.modules()):
             block.keeps_floats = any(step.needs_floats for step in self.steps[1:])
-            if block.keeps_floats:
-                block.keep_original()
+            if any(step.needs_weights for step in self.steps):
+                found = {name: layer._parameters["weight"] for name, layer in block.layers().items()}
+                block.weights = {name: weight for name, weight in found.items() if weight is not None}
             for step in self.steps:
+                if block.keeps_floats and not any(
+                    isinstance(m, QModule) and m._slots and m.frozen for m in block.module.modules()
+                ):
+                    block.keep_original()  # with what the steps before have made of its weights
                 step.apply(block)
             for step in reversed(self.steps):
                 step.finish(block)

@@ -80,6 +80,7 @@ class Store:
             assert isinstance(module, QModule)
             for slot in module._slots.values():
                 slot.scheme = Scheme.from_dict(fields)
+            module.prepare()
         where = next((t.device for t in block.module.state_dict().values()), torch.device("cpu"))
         state = {}
         for name, (tensor, dtype) in data["state"].items():

@@ -45,6 +45,8 @@ class Block:
     keeps_floats: bool = False
     #: layer names to the values, `[out, in]`, that a step rounded to the codes of a frozen layer
     floats: dict[str, Tensor] = field(default_factory=dict)
+    #: layer names to the weights of linear layers, also when they are frozen, if a step needs them
+    weights: dict[str, Tensor] = field(default_factory=dict)
     _float: nn.Module | None = None
 
     def layers(self) -> dict[str, QModule]:
@@ -82,6 +84,8 @@ class Step:
     needs_original: bool = False
     #: whether `Block.floats` is used
     needs_floats: bool = False
+    #: whether `Block.weights` is used
+    needs_weights: bool = False
 
     def prepare(self, model: nn.Module) -> None:
         """Changes the whole float model, once, before any data is seen."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from .autoround import AutoRound
 from .awq import AWQ
 from .gptq import GPTQ
+from .low_rank import LowRank
 from .rotate import Rotate
 from .smooth import SmoothQuant
 from .step import Step
@@ -14,7 +15,7 @@ from .tune import Tune
 __all__ = ["make", "presets", "steps"]
 
 #: the steps that a name stands for, with their defaults.
-steps: dict[str, type[Step]] = {step.name: step for step in (Rotate, SmoothQuant, AWQ, GPTQ, AutoRound, Tune)}
+steps: dict[str, type[Step]] = {step.name: step for step in (Rotate, SmoothQuant, AWQ, GPTQ, AutoRound, LowRank, Tune)}
 
 #: names that stand for several steps.
 presets: dict[str, tuple[str, ...]] = {"best": ("gptq", "autoround", "tune")}

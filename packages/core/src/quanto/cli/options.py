@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..scheme import Rule, Scheme
 
-__all__ = ["read_rules", "read_scheme", "read_tokens", "split_words"]
+__all__ = ["are_steps", "read_rules", "read_scheme", "read_tokens", "split_words"]
 
 
 def read_scheme(weights: str, algorithm: str, group_size: int, activations: str = "") -> Scheme | None:
@@ -97,3 +97,10 @@ def read_tokens(path: Path, encode: Any, least: int, most: int = 0) -> Tensor:
 def split_words(values: Iterable[str]) -> list[str]:
     """Options that may be given several times, or with commas between."""
     return [word for value in values for word in value.split(",") if word]
+
+
+def are_steps(names: list[str]) -> bool:
+    """Whether an algorithm's words are steps of a pipeline, and not the name of a quantizer."""
+    from ..algorithms.steps import presets, steps
+
+    return bool(names) and all(name in steps or name in presets for name in names)

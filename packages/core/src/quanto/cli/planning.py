@@ -24,6 +24,9 @@ def plan(
     samples: Annotated[int, typer.Option(min=1, help="Sequences of --data to use.")] = 8,
     length: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 512,
     candidates: Annotated[str, typer.Option(help="Schemes to choose from, such as int3,int4,int8.")] = "",
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated", help="Measure GPTQ's rounding on --data, for quantize with --data.")
+    ] = False,
     exclude: Annotated[list[str], typer.Option(help="Modules to leave floating: a glob; may be repeated.")] = [],  # noqa: B006
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the rules to this TOML file.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Keep the sensitivities in this JSON file.")] = None,
@@ -53,6 +56,7 @@ def plan(
         candidates=split_words([candidates]) or CANDIDATES,
         exclude=[*split_words(exclude), *others],
         cache=cache,
+        calibrated=calibrated,
         **budget,
     )
     if output is not None:

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from ..scheme import Rule, Scheme
-from .options import read_rules, read_scheme, read_tokens, split_words
+from .options import are_steps, read_rules, read_scheme, read_tokens, split_words
 
 __all__ = ["quantize"]
 
@@ -22,12 +22,13 @@ def quantize(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     weights: Annotated[str, typer.Option(help="Data type of the weights, or a preset such as w8a8.")] = "",
     algorithm: Annotated[
-        str, typer.Option(help="How scales and codes are chosen; with --data also steps such as awq,gptq.")
+        str,
+        typer.Option(help="How scales and codes are chosen; or steps that run the model, such as awq,gptq or best."),
     ] = "",
     group_size: Annotated[int, typer.Option(min=0, help="Weights that share a scale; 0: the data type's own.")] = 0,
     rules: Annotated[Path | None, typer.Option(help="A TOML or JSON file of rules for single modules.")] = None,
     exclude: Annotated[list[str], typer.Option(help="Modules to leave floating: a glob; may be repeated.")] = [],  # noqa: B006
-    data: Annotated[Path | None, typer.Option(help="A text for the algorithms that need sample data.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A text for such steps; without, the model draws its own.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Sequences of --data to use.")] = 128,
     length: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 512,
     shard_size: Annotated[str, typer.Option(help="Largest size of a file.")] = "5GB",
@@ -36,15 +37,16 @@ def quantize(
     """Quantize a float checkpoint, tensor by tensor; the same call goes on after a kill."""
     start = time.perf_counter()
     listed, skipped = read_rules(rules), split_words(exclude)
-    if data is None:
+    steps = split_words([algorithm])
+    if data is None and not are_steps(steps):
         scheme = read_scheme(weights, algorithm, group_size)
         _some(scheme, listed)
         result = _stream(model, output, scheme, listed, skipped, shard_size)
     else:
         scheme = read_scheme(weights, "", group_size)
         _some(scheme, listed)
-        steps = split_words([algorithm]) or ["gptq"]
-        result = _calibrate(model, output, scheme, listed, skipped, shard_size, data, (samples, length), steps)
+        size = samples, length
+        result = _calibrate(model, output, scheme, listed, skipped, shard_size, data, size, steps or ["gptq"])
     result |= {"output": str(output), "seconds": round(time.perf_counter() - start, 2)}
     if as_json:
         typer.echo(json.dumps(result, indent=2))
@@ -85,11 +87,11 @@ def _calibrate(
     rules: list[Rule],
     exclude: list[str],
     shard_size: str,
-    data: Path,
+    data: Path | None,
     size: tuple[int, int],
     steps: list[str],
 ) -> dict[str, Any]:
-    from ..algorithms import calibrate_weights
+    from ..algorithms import calibrate_weights, generate_samples
     from ..model import quantize as mark
     from ..serialization.convert import copy_beside
     from ..serialization.foreign import complete, known_layers, open_model
@@ -100,8 +102,11 @@ def _calibrate(
         raise ValueError(f"{output} holds a quantized model already: remove it, or name another folder")
     opened, encode = open_model(model)
     samples, length = size
-    tokens = read_tokens(data, encode, length, samples * length)
-    batches = [block.unsqueeze(0) for block in tokens[: len(tokens) // length * length].view(-1, length)]
+    if data is None:
+        batches = generate_samples(opened, samples, length, batch_size=1)
+    else:
+        tokens = read_tokens(data, encode, length, samples * length)
+        batches = [block.unsqueeze(0) for block in tokens[: len(tokens) // length * length].view(-1, length)]
     layers = known_layers(model)
     include = None if layers is None or scheme is None else list(layers)
     before = sum({t.data_ptr(): t.nbytes for t in opened.state_dict().values()}.values())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.base import QModule
+from ..nn.correction import DOWN, UP
 from ..tensor import quantize_tensor
 from ..weight import CANONICAL
 from .picture import bars
@@ -131,8 +132,9 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, QModule, str]]:
 
 
 def _stored(module: QModule, name: str) -> int:
-    """Bytes of codes, scales and zero points in a file."""
+    """Bytes of codes, scales, zero points and a correction in a file."""
     slot = module._slots[name]
+    beside = sum(p.nbytes for n in (DOWN, UP) if (p := module._parameters.get(n)) is not None)
     if f"{name}_packed" in module._parameters and slot.layout == CANONICAL:
-        return sum(part.nbytes for part in module.operand(name)[:4] if part is not None)
-    return quantize_tensor(torch.empty(slot.rows_shape(), dtype=slot.dtype, device="meta"), slot.scheme).nbytes
+        return beside + sum(part.nbytes for part in module.operand(name)[:4] if part is not None)
+    return quantize_tensor(torch.empty(slot.rows_shape(), dtype=slot.dtype, device="meta"), slot.scheme).nbytes + beside

@@ -15,7 +15,7 @@ from ..scheme import Scheme
 from ..tensor import QTensor, quantize_tensor
 from ..weight import CANONICAL, Weight, make_key
 from . import activations as act
-from . import checkpoint
+from . import checkpoint, learned
 from .frozen import guard_orphan
 from .slot import PARTS, Slot
 
@@ -58,6 +58,11 @@ class QModule(nn.Module):
         for name in ("input_scale", "output_scale"):
             if name not in self._buffers:
                 self.register_buffer(name, None)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Makes the parameters that the scheme asks for beside the quantized ones; called when it is new."""
+        learned.prepare(self)
 
     @property
     def scheme(self) -> Scheme:
@@ -103,6 +108,8 @@ class QModule(nn.Module):
         slot = self._slots[name]
         if f"{name}_packed" in self._parameters:
             return slot.to_float(ops.dequantize(self.operand(name), dtype or slot.dtype))
+        if f"{name}_scale" in self._parameters:
+            return learned.values(self, name)
         return act.fake_quantize_weight(getattr(self, name), slot)
 
     def freeze(self, shared: dict[tuple[int, str], list[Tensor | None]] | None = None) -> None:
@@ -124,8 +131,11 @@ class QModule(nn.Module):
             key = id(parameter), slot.arrangement
             made = shared.get(key) if shared is not None else None
             if made is None:
-                q = quantize_tensor(slot.rows(parameter.detach()), slot.scheme)
-                made = [q.codes, q.scale, q.zero_point, q.global_scale]
+                if f"{name}_scale" in self._parameters:
+                    made = learned.encode(self, name)
+                else:
+                    q = quantize_tensor(slot.rows(parameter.detach()), slot.scheme)
+                    made = [q.codes, q.scale, q.zero_point, q.global_scale]
                 made = [None if t is None else nn.Parameter(t, requires_grad=False) for t in made]
                 if shared is not None:
                     shared[key] = made

@@ -11,6 +11,7 @@ from .. import ops
 from ..tensor import QTensor
 from ..tensor.functions import is_activation
 from ..weight import Weight
+from . import correction
 from .activations import fake_quantize_activation
 from .base import QModule
 from .handover import finish, static_scale
@@ -26,6 +27,24 @@ class QLinear(QModule, nn.Linear):
     operator = "linear"
     quantizes_input = True
     quantizes_output = True
+
+    def prepare(self) -> None:
+        """See `QModule.prepare`; also the correction."""
+        super().prepare()
+        correction.prepare(self)
+
+    def freeze(self, shared: dict[tuple[int, str], list[Tensor | None]] | None = None) -> None:
+        """See `QModule.freeze`; a correction that was not trained is made for what the codes lose."""
+        weight = None if self.frozen or not correction.is_unset(self) else self.weight
+        super().freeze(shared)
+        if weight is not None and not weight.is_meta:
+            correction.store(self, weight)
+
+    def effective(self, name: str = "weight", dtype: torch.dtype | None = None) -> Tensor:
+        """See `QModule.effective`; the correction is added."""
+        weight = super().effective(name, dtype)
+        down, up = self._parameters.get(correction.DOWN), self._parameters.get(correction.UP)
+        return weight if down is None or up is None else weight + (up @ down).to(weight.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """`[…, in]` to `[…, out]`, in the input's dtype (autocast's where it is on)."""
@@ -48,13 +67,14 @@ class QLinear(QModule, nn.Linear):
         )
         bias = p["bias"] if "bias" in p else self.bias  # noqa: SIM401 - a default would be looked up every time
         if slot.scheme.activations is None:
-            return ops.linear(x, w, bias)
+            y = ops.linear(x, w, bias)
+            return y if slot.scheme.rank is None else correction.corrected(self, x, y)
         return self._quantized(x, w, bias, slot.scheme.activations)
 
     def _quantized(self, x: Tensor, w: Weight, bias: Tensor | None, qtype: str) -> Tensor:
         scale = static_scale(self)
         if isinstance(x, QTensor):
-            if is_activation(x) and x.qtype.name == qtype:
+            if is_activation(x) and x.qtype.name == qtype and self.scheme.rank is None:
                 out_scale = self.output_scale
                 y = ops.scaled_linear(x.codes, x.scale, w, bias, qtype, out_scale, x.dtype)
                 if out_scale is None:
@@ -63,7 +83,7 @@ class QLinear(QModule, nn.Linear):
                 made.producer = self
                 return made
             x = x.dequantize()
-        return finish(self, ops.quantized_linear(x, w, bias, qtype, scale))
+        return finish(self, correction.corrected(self, x, ops.quantized_linear(x, w, bias, qtype, scale)))
 
     def _simulate(self, x: Tensor) -> Tensor:
         """Trainable: the float weight rounded on the fly, straight-through."""

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from .base import QModule
+from .correction import DOWN, UP
+from .learned import forget
 from .slot import PARTS
 
 __all__ = ["ModuleRegistry", "Twin", "bake_parametrization", "convert", "modules", "restore"]
@@ -145,6 +147,9 @@ def restore(module: QModule) -> nn.Module:
             for part in PARTS:
                 module._parameters.pop(f"{name}_{part}", None)
             module._parameters[name] = nn.Parameter(value)
+        forget(module, name)
+    for name in (DOWN, UP):
+        module._parameters.pop(name, None)
     for name in ("input_scale", "output_scale"):
         module._buffers.pop(name, None)
     for name in ("_scheme", "_arranges"):

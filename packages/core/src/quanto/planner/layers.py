@@ -83,5 +83,9 @@ def encode(layer: Layer, scheme: Scheme, meta: bool = False) -> QTensor:
 
 
 def stored_bits(layer: Layer, scheme: Scheme) -> int:
-    """Bits of codes, scales and zero points."""
-    return 8 * encode(layer, scheme, meta=True).nbytes
+    """Bits of codes, scales, zero points and a correction."""
+    bits = 8 * encode(layer, scheme, meta=True).nbytes
+    if scheme.rank is None or not isinstance(layer.module, nn.Linear):
+        return bits
+    shape = tuple(layer.weight.shape)
+    return bits + 8 * layer.weight.element_size() * min(scheme.rank, *shape) * sum(shape)

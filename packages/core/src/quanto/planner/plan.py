@@ -153,6 +153,7 @@ def plan(
     objective: Objective | None = None,
     cache: str | os.PathLike[str] | None = None,
     tokens: int = 1,
+    calibrated: bool = False,
     progress: bool | None = None,
 ) -> Plan:
     """Decides which layer gets which scheme, under one budget.
@@ -169,12 +170,12 @@ def plan(
         size: bytes of these layers.
         loss: what may be lost, in the unit of the sensitivities; the smallest model within it is planned.
         seconds: for `tokens` rows through all these layers, by the kernels of this machine.
-        candidates: schemes or their names. They may name calibrated algorithms' qtypes: what is measured is rounding by
-            the candidate's own algorithm.
+        candidates: schemes or their names; what is measured is rounding by each one's own algorithm.
         exclude: globs of layers to leave floating.
         objective: for models that return no logits.
         cache: a JSON file that keeps the sensitivities; another budget then costs nothing.
         tokens: for `seconds`.
+        calibrated: whether rounding is measured as GPTQ does it with the data, for a plan that a pipeline follows.
         progress: whether to show progress bars; None shows them on a terminal.
 
     Raises:
@@ -184,7 +185,16 @@ def plan(
     given = [name for name, value in budgets.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"give one budget of bits, size, loss and seconds, got {', '.join(given) or 'none'}")
-    found = sensitivity(model, data, candidates, exclude=exclude, objective=objective, cache=cache, progress=progress)
+    found = sensitivity(
+        model,
+        data,
+        candidates,
+        exclude=exclude,
+        objective=objective,
+        cache=cache,
+        calibrated=calibrated,
+        progress=progress,
+    )
     weights = sum(found.weights)
     if seconds is not None:
         layers = find_layers(model, [exclude] if isinstance(exclude, str) else exclude)

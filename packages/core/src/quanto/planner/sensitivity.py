@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def sensitivity(
     exclude: str | Sequence[str] = (),
     objective: Objective | None = None,
     cache: str | os.PathLike[str] | None = None,
+    calibrated: bool = False,
     progress: bool | None = None,
 ) -> Sensitivity:
     """Measures what each layer loses under each candidate.
@@ -78,6 +79,8 @@ def sensitivity(
         exclude: globs of layers to leave alone.
         objective: for models that return no logits (see `quanto.planner.fisher.Objective`).
         cache: a JSON file; what it holds for this model, these data and a candidate is not measured again.
+        calibrated: whether linear layers are rounded by GPTQ on the data instead of by the candidate's own algorithm:
+            for plans that a pipeline is to follow.
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:
@@ -88,22 +91,25 @@ def sensitivity(
         raise ValueError("candidates must name at least one scheme")
     layers = find_layers(model, [exclude] if isinstance(exclude, str) else exclude)
     batches = None if data is None else list(data)
+    if calibrated and batches is None:
+        raise ValueError("calibrated=True needs data")
     path = None if cache is None else Path(cache)
     key = _fingerprint(layers, batches) if path is not None else ""
+    names = {s: ("gptq " if calibrated else "") + _id(s) for s in schemes}
     known = {} if path is None else _read(path, key)
-    missing = [s for s in schemes if any(_id(s) not in known.get(layer.name, {}) for layer in layers)]
+    missing = [s for s in schemes if any(names[s] not in known.get(layer.name, {}) for layer in layers)]
     if missing:
-        found = _measure(model, layers, missing, batches, objective, progress)
+        found = _measure(model, layers, missing, batches, objective, calibrated, progress)
         for layer, losses in zip(layers, found, strict=True):
-            known.setdefault(layer.name, {}).update(zip(map(_id, missing), losses, strict=True))
+            known.setdefault(layer.name, {}).update(zip((names[s] for s in missing), losses, strict=True))
         if path is not None:
             replace_text(path, json.dumps({"quanto_sensitivity": 1, "of": key, "losses": known}, indent=1) + "\n")
     return Sensitivity(
         tuple(layer.name for layer in layers),
         tuple(layer.weight.numel() for layer in layers),
         schemes,
-        tuple(tuple(known[layer.name][_id(s)] for s in schemes) for layer in layers),
-        tuple(tuple(stored_bits(layer, s) for s in schemes) for layer in layers),
+        tuple(tuple(known[layer.name][names[s]] for s in schemes) for layer in layers),
+        tuple(tuple(stored_bits(layer, _placed(s, calibrated)) for s in schemes) for layer in layers),
         "nats of divergence per prediction, second order" if batches is not None else "noise over signal of weights",
     )
 
@@ -114,8 +120,14 @@ def _measure(
     schemes: list[Scheme],
     batches: list[Any] | None,
     objective: Objective | None,
+    calibrated: bool,
     progress: bool | None,
 ) -> list[list[float]]:
+    if calibrated and batches is not None:
+        from .calibrated import calibrated_codes  # imports every algorithm
+
+        codes_of = calibrated_codes(model, layers, schemes, batches, progress)
+        return second_order(model, codes_of, batches, objective or drawn_targets(), progress)
     coded = [(layer, [encode(layer, s) for s in schemes]) for layer in track(layers, "quantize", enabled=progress)]
     if batches is not None:
         return second_order(model, coded, batches, objective or drawn_targets(), progress)
@@ -125,6 +137,12 @@ def _measure(
         signal = rows.square().sum().item() or 1.0
         out.append([(c.dequantize().float() - rows).square().sum().item() / signal for c in codes])
     return out
+
+
+def _placed(scheme: Scheme, calibrated: bool) -> Scheme:
+    """The scheme with the zero points that calibrated rounding places."""
+    open_ = calibrated and scheme.algorithm is None and not scheme.is_symmetric
+    return replace(scheme, algorithm="mse") if open_ else scheme
 
 
 def _id(scheme: Scheme) -> str:

@@ -39,7 +39,10 @@ class AbsmaxQuantizer(Quantizer):
             raise ValueError("algorithm 'absmax' is symmetric; use 'minmax' for zero points")
         compute = torch.promote_types(x.dtype, torch.float32)
         q = target.qtype
-        peak = block_reduce(x.to(compute).abs(), target.block_size)
+        values = (
+            x if x.dtype.itemsize > 1 else x.to(compute)
+        )  # the largest is exact in any dtype: no copy of x in float32
+        peak = block_reduce(values.abs(), target.block_size).to(compute)
         if q.two_level:
             return self._two_levels(peak, target)
         scale = torch.where(peak == 0, 1.0, peak / q.amax)

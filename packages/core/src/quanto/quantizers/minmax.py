@@ -32,9 +32,11 @@ class MinMaxQuantizer(Quantizer):
         if target.symmetric:
             raise ValueError("algorithm 'minmax' places zero points; use 'absmax' for a symmetric scheme")
         compute = torch.promote_types(x.dtype, torch.float32)
-        values = x.to(compute)
-        low = block_reduce(values, target.block_size, minimum=True)
-        high = block_reduce(values, target.block_size)
+        values = (
+            x if x.dtype.itemsize > 1 else x.to(compute)
+        )  # the largest is exact in any dtype: no copy of x in float32
+        low = block_reduce(values, target.block_size, minimum=True).to(compute)
+        high = block_reduce(values, target.block_size).to(compute)
         whole = target.zero_dtype == torch.int8
         if whole:
             low, high = low.clamp(max=0), high.clamp(min=0)

@@ -8,8 +8,8 @@ import torch
 
 import quanto
 from quanto import reference
-from quanto.algorithms.spread import spread_parameters
 from quanto.quantizers import Target, fit
+from quanto.quantizers.spread import spread_parameters
 
 
 @pytest.mark.parametrize("blocks", [(), (1, 20), (1, 8), (3, 7)])

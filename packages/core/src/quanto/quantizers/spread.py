@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..blocks import merge, scale_shape, split
-from ..quantizers import Parameters, Target
+from .base import Parameters, Target
 
 __all__ = ["spread_parameters"]
 
