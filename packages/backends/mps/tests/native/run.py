@@ -18,16 +18,23 @@ TESTS = Path(__file__).parents[1]
 CHECKS = "agrees_elementwise or takes_misaligned_memory or takes_any_rank"
 
 
+def _library(name: str) -> str:
+    """Where the compiler has a library."""
+    found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
 def main() -> None:
     work, cases = Path(sys.argv[1]), (sys.argv[2:] or ["1"])[0]
     if sys.platform != "linux" or shutil.which("g++") is None:
         print("not run: takes Linux and g++")
         return
     work.mkdir(parents=True, exist_ok=True)
-    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    # libstdc++ with it: the sanitizer looks for what throws exceptions before torch has loaded it
+    preloaded = [_library(name) for name in ("libasan.so", "libstdc++.so")]
     environment = {
         **os.environ,
-        "LD_PRELOAD": found.stdout.strip(),
+        "LD_PRELOAD": " ".join(preloaded),
         # Python itself leaks by that measure; memory that torch never frees is none of a shader's
         "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:allocator_may_return_null=1",
         "UBSAN_OPTIONS": "print_stacktrace=1",

@@ -16,6 +16,7 @@ from optimum.quanto import WeightQBitsTensor, freeze, qint4, qtypes, quantizatio
 from quanto import reference
 from quanto.kernels import KernelSpec, kernels
 from quanto.kernels.layout import Layout, Tensors
+from quanto.plugins.manager import plugins
 
 
 def _turned(tensors: Tensors, qtype: str, block_size: tuple[int, ...], size: int) -> Tensors:
@@ -29,6 +30,7 @@ def _linear(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
 @pytest.fixture
 def kernel() -> Iterator[None]:
     """A kernel with a layout of its own; the registry is as before afterwards."""
+    plugins.load()  # or what is put back would lack the kernels of core
     saved = dict(kernels.specs), dict(kernels.layouts), dict(kernels.calls)
     zeros = frozenset({"float"})
     with kernels.transaction("test"):
