@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -126,3 +128,27 @@ def test_many_tokens_do_not_keep_a_float_weight() -> None:
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() - before <= y.numel() * y.element_size() + (1 << 20)
     assert torch.cuda.max_memory_allocated() - before <= y.numel() * y.element_size() + (1 << 27) + (64 << 20)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(torch.cuda.get_device_capability()[0] != 9 if torch.cuda.is_available() else True, reason="Hopper")
+@pytest.mark.parametrize("tokens", [65, 300, 1111])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("qtype", "symmetric"),
+    [("int4", True), ("int4", False), ("int2", True), ("int8", True), ("nf4", True), ("float8_e4m3fn", True)],
+)
+def test_many_tokens(qtype: str, symmetric: bool, dtype: torch.dtype, tokens: int, monkeypatch: Any) -> None:
+    from quanto_backend_cuda.ops import specialized
+
+    monkeypatch.setattr(specialized, "_refused", False)
+    torch.manual_seed(0)
+    made = torch.nn.Linear(1152, 2064, device="cuda", dtype=dtype)
+    options = {"symmetric": symmetric} if qtype.startswith("int") else {}
+    model = quanto.freeze(quanto.quantize(made, qtype, **options))
+    x = torch.randn(tokens, 1152, device="cuda", dtype=dtype)
+    want = expected(model, x)
+    for _ in range(3):  # the first is compared with cuBLAS, the others are not
+        assert close(model(x), want)
+    assert not specialized._refused
+    assert specialized._checked

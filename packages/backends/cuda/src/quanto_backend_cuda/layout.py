@@ -26,7 +26,7 @@ __all__ = ["TILED", "refuse", "tile", "untile"]
 
 _ROWS, _COLUMNS = 16, 128
 _MAX_WASTE = 1.25  # of padding
-_PART = 1 << 24  # codes unpacked at a time: the largest temporary is 8 bytes for each
+_PART = 1 << 22  # codes unpacked at a time: the largest temporary is 8 bytes for each
 
 # [C, 128 columns] seen as word, pair from its highest bit, lane, half; the order of the bits in memory, high first.
 # Columns of a row: t (words), p (pairs), q (lanes), e (halves).

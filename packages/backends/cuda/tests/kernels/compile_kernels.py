@@ -20,7 +20,9 @@ from triton.compiler import ASTSource
 import quanto
 from quanto_backend_cuda import runtime
 from quanto_backend_cuda.layout import TILED
-from quanto_backend_cuda.ops import dense, encode, linear, scaled
+from quanto_backend_cuda.ops import dense, encode, linear, scaled, specialized
+from quanto_backend_cuda.ops.weights import facts
+from quanto_backend_cuda.tables import Tile
 
 NAMES = {
     torch.float32: "fp32",
@@ -51,6 +53,15 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, traced: bool = False,
         _compile(kernel, given, options, frozenset({"M", "splits"}))
 
 
+def source(kernel: Any) -> Any:
+    """The language of a kernel."""
+    if getattr(kernel, "is_gluon", bool)():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        return GluonASTSource
+    return ASTSource
+
+
 def _compile(kernel: Any, given: dict[str, Any], options: dict[str, Any], special: frozenset[str]) -> None:
     signature, constants, attributes = {}, {}, {}
     general = {kernel.arg_names[i] for i in getattr(kernel, "do_not_specialize", ()) if isinstance(i, int)}
@@ -60,6 +71,9 @@ def _compile(kernel: Any, given: dict[str, Any], options: dict[str, Any], specia
         value = given[name]
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and name not in general):
             signature[name], constants[(i,)] = "constexpr", value
+        elif hasattr(value, "layout") and hasattr(value, "block_shape"):  # a tensor descriptor of Gluon
+            block = ", ".join(map(str, value.block_shape))
+            signature[name] = f"tensordesc<{NAMES[value.base.dtype]}[{block}],{value.layout!r}>"
         elif isinstance(value, torch.Tensor):
             signature[name], attributes[(i,)] = f"*{NAMES[value.dtype]}", [["tt.divisibility", 16]]
         else:
@@ -73,7 +87,7 @@ def _compile(kernel: Any, given: dict[str, Any], options: dict[str, Any], specia
     settings = {n: options[n] for n in OPTIONS if n in options and (NVIDIA or n != "launch_pdl")}
     try:
         triton.compile(
-            ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),
+            source(kernel)(fn=kernel, signature=signature, constexprs=constants, attrs=attributes),
             target=TARGET,
             options=settings,
         )
@@ -105,7 +119,26 @@ def weights() -> Iterator[tuple[quanto.QTensor, str]]:
     yield quanto.quantize_tensor(w[:33, :192], "int4"), "int4 ragged"
 
 
+def many_tokens() -> None:
+    """The kernel with specialized warps: alone at its tiles and not, every kind, with all that it may be given."""
+    kinds = ["int4"] if FEW else ["int4", "int8", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"]
+    for name, dtype, tile in itertools.product(
+        kinds, (torch.bfloat16, torch.float16), (Tile(128, 256, stages=5), Tile(128, 128, stages=8, blocks=132))
+    ):
+        if FEW and dtype == torch.float16:
+            continue
+        w = quanto.quantize_tensor(torch.randn(256, 512, dtype=dtype), name)
+        tensors = TILED.pack((w.codes, w.scale, w.zero_point, w.global_scale), name, w.block_size, 512)
+        x, bias = torch.randn(300, 512, dtype=dtype), torch.randn(256, dtype=dtype) if tile.blocks else None
+        f = facts(name, list(w.block_size), 512)
+        assert specialized.takes(f, 512, dtype, tensors[2], tensors[1])
+        specialized.start(x, tensors, bias, f, x.new_empty(300, 256), tile)
+
+
 def run() -> None:
+    if NVIDIA and TARGET.arch == 90:
+        specialized.sm_count = lambda device: 132
+        many_tokens()
     for w, words in weights():
         name, block, size = w.qtype.name, list(w.block_size), w.columns
         tensors = (w.codes, w.scale, w.zero_point, w.global_scale)
@@ -180,12 +213,13 @@ def run() -> None:
 
 
 def main() -> None:
-    for module in (dense, encode, linear, scaled):
+    for module in (dense, encode, linear, scaled, specialized):
         for name, value in (
             ("launch", launch),
             ("assembly", lambda device, kind: NVIDIA and (kind != "float8_e4m3fn" or TARGET.arch >= 89)),
             ("dependent_launch", lambda device: NVIDIA and TARGET.arch >= 90),
             ("warpgroups", lambda device: NVIDIA and TARGET.arch == 90),
+            ("serves", lambda device: False),  # compiled on its own, see `many_tokens`
             ("casts", lambda device: NVIDIA and TARGET.arch >= 89),
         ):
             if hasattr(module, name):

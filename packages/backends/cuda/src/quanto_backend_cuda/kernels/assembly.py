@@ -14,7 +14,7 @@ import struct
 
 from quanto.qtypes import qfp4, qnf4
 
-__all__ = ["E2M1", "NF4", "float8", "int8", "integers", "table", "three"]
+__all__ = ["E2M1", "NF4", "float8", "int8", "integers", "scaled", "table", "three"]
 
 
 def _outputs(pairs: int) -> str:
@@ -76,6 +76,15 @@ def int8(half: bool, zero: bool) -> str:
         lines.append(f"prmt.b32 x, $4, 0, {selector}; lop3.b32 y, x, 0x7F007F, 0x43004300, 0xEA;")
         lines.append(f"lop3.b32 x, x, 0x800080, 0x43004300, 0xEA; fma.rn.bf16x2 r{p}, x, minus, y;")
     return "{ " + " ".join([*lines, _outputs(2)]) + " }"
+
+
+def scaled(text: str, pairs: int, operand: int, half: bool) -> str:
+    """Assembly of this module, and after it a product with an operand that holds a scale in both halves (Hopper)."""
+    multiply = "mul.rn.f16x2" if half else "mul.rn.bf16x2"
+    products = " ".join(f"{multiply} r{p}, r{p}, ${operand};" for p in range(pairs))
+    outputs = _outputs(pairs)
+    assert text.count(outputs) == 1
+    return text.replace(outputs, f"{products} {outputs}")
 
 
 def float8(e4m3: bool, half: bool) -> str:

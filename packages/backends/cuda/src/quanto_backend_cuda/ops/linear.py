@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`linear` and `grouped_linear` on floating activations: the fused kernel, or decoding by parts for many tokens."""
+"""`linear` and `grouped_linear` on floating activations.
+
+Few tokens: the fused kernel; many: on Hopper the one with specialized warps, elsewhere decoding by parts and cuBLAS.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from torch import Tensor
 from ..runtime import assembly, dependent_launch, interpreted, launch, warpgroups
 from ..tables import Tile, nearest
 from ..workspace import locks
-from . import check
+from . import check, specialized
 from .dense import linear_by_parts
 from .weights import Facts, aligned, facts, raw_scale
 
 __all__ = ["FUSED_TOKENS", "fused", "grouped_linear", "linear", "start"]
 
 # Above, decoding the weight and cuBLAS is faster (H100, int4, us fused and by parts: 14336 x 4096, 512 tokens 114 and
-# 125, 1024 tokens 228 and 200; 8192 x 28672, 1024 tokens 785 and 680).
+# 125, 1024 tokens 228 and 200; 8192 x 28672, 1024 tokens 785 and 680). Where `specialized` runs neither is used.
 FUSED_TOKENS = 512
 _HALVES = (torch.float16, torch.bfloat16)
 
@@ -56,6 +59,10 @@ def linear(
     if rows.shape[0] == 0 or count == 0:
         return x.new_empty(shape)
     weight = (codes.contiguous(), scale.contiguous(), None if zero is None else zero.contiguous(), shared)
+    if tiled and not traced and _specialized(rows, rows.shape[0], scale, zero, f):
+        out = torch.empty(rows.shape[0], count, dtype=x.dtype, device=x.device)
+        if specialized.specialized(aligned(rows), (aligned(weight[0]), *weight[1:]), bias, f, out, qtype, block):
+            return out.reshape(shape)
     if not fused(rows, rows.shape[0], size, f, tiled):
         return linear_by_parts(rows, weight, bias, qtype, block, tiled).reshape(shape)
     weight = (aligned(weight[0]), *weight[1:])
@@ -65,10 +72,20 @@ def linear(
     return out.reshape(shape)
 
 
+def _specialized(x: Tensor, tokens: int, scale: Tensor, zero: Tensor | None, f: Facts) -> bool:
+    """Whether the kernel with specialized warps takes the problem."""
+    known = tokens >= specialized.TOKENS and specialized.takes(f, x.shape[-1], x.dtype, zero, scale)
+    return known and specialized.serves(x.device)
+
+
 def dissolves(x: Tensor, codes: Tensor, *rest: Any, tiled: bool = False) -> bool:
-    """Whether a traced call becomes a Triton kernel in the graph."""
+    """Whether a traced call becomes a Triton kernel in the graph; tensor descriptors are made outside of graphs."""
     size, qtype, block = x.shape[-1], rest[-2], rest[-1]
-    return bool(codes.shape[0]) and fused(x, x.numel() // max(size, 1), size, facts(qtype, block, size), tiled)
+    f = facts(qtype, block, size)
+    tokens = x.numel() // max(size, 1)
+    if tiled and _specialized(x, tokens, rest[0], rest[1], f):
+        return False
+    return bool(codes.shape[0]) and fused(x, tokens, size, f, tiled)
 
 
 def grouped_linear(
@@ -143,7 +160,7 @@ def start(
             counters = torch.ops.quanto_cuda.locks(x, down * across)
         else:
             counters = locks(x.device, down * across)
-    pdl = dependent_launch(x.device)
+    pdl = dependent_launch(x.device) and not traced  # a graph knows no assembly that is not pure, and would copy all
     sync = not warpgroups(x.device) or tile.warps % 4 > 0
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     launch(

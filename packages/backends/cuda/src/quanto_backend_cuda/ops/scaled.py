@@ -110,7 +110,7 @@ def _few(
         integers = x_qtype == "int8" and f.group == 0
         partial = torch.empty(splits, m, n, dtype=torch.int32 if integers else torch.float32, device=x.device)
         counters = torch.ops.quanto_cuda.locks(x, down * across) if traced else locks(x.device, down * across)
-    pdl = dependent_launch(x.device)
+    pdl = dependent_launch(x.device) and not traced  # see `linear.start`
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     launch(
         few, (down, across, splits), _typed(x, x_qtype), xs, w if nibbles else _typed(w, qtype), ws, zero, bias, out,

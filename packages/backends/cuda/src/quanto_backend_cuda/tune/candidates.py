@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
+from ..ops import specialized
 from ..ops.linear import FUSED_TOKENS
 from ..tables import Tile
 from .problem import Problem
@@ -22,6 +23,8 @@ _ONCE, _TWICE, _FOUR_TIMES, _EIGHT_TIMES = 132, 264, 528, 1056
 def candidates(problem: Problem) -> list[Tile]:
     """Tiles for the tokens of a problem, rounded up to a power of two; none where no kernel of ours is used."""
     m = 1 << (problem.m - 1).bit_length()
+    if problem.kernel == specialized.KERNEL:
+        return [] if m < specialized.TOKENS else list(_specialized())
     if problem.kernel == "linear":
         return [] if m > FUSED_TOKENS else list(dict.fromkeys(_linear(m, problem.group)))
     found = [t for t in _few(m) if problem.qtype != "int4" or t.bk == 128] if m <= 64 else []
@@ -46,6 +49,11 @@ def _linear(m: int, group: int) -> Iterator[Tile]:
     for bm, on_weight in product((128, 256) if m > 128 else (64, 128), (True, False) if group else (False,)):
         for bn, stages, blocks in ((128, 3, _ONCE), (128, 3, _TWICE), (128, 4, _ONCE), (64, 4, _TWICE)):
             yield Tile(bn, bm, warps=8 if bn * bm > 8192 else 4, stages=stages, blocks=blocks, on_weight=on_weight)
+
+
+def _specialized() -> Iterator[Tile]:
+    for (bm, stages), blocks in product(((256, 5), (128, 8)), (0, _ONCE)):
+        yield Tile(128, bm, stages=stages, blocks=blocks)
 
 
 def _diagonal(m: int) -> Iterator[Tile]:

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from quanto import packing
 from quanto.qtypes import get_qtype
 
-from ..ops import linear, scaled
+from ..ops import linear, scaled, specialized
 from ..ops.weights import facts
 from ..tables import Tile
 from .timing import copies_for
@@ -29,7 +29,7 @@ class Problem:
     """One product.
 
     Attributes:
-        kernel: `"linear"` or `"scaled"`.
+        kernel: `"linear"`, `"specialized"` or `"scaled"`.
         qtype: of the weight.
         group: columns that share a scale; 0: a row.
         m, n, k: tokens, rows and columns.
@@ -87,7 +87,7 @@ class Operands:
                 scale = _scales((p.n, groups), get_qtype(p.qtype).amax * p.k**0.5, p.dtype, device, generator)
             self._weights.append((codes, scale))
         self.out = torch.empty(p.m, p.n, dtype=p.dtype, device=device)
-        if p.kernel == "linear":
+        if p.kernel != "scaled":
             self._x = torch.empty(p.m, p.k, dtype=p.dtype, device=device)
             if generator is not None:
                 self._x.normal_(generator=generator)
@@ -108,6 +108,10 @@ class Operands:
             f = facts(p.qtype, block, p.k)
             linear.start(self._x, (codes, scale, None, None), None, None, self.out, f, tile, True, False)
             return
+        if p.kernel == specialized.KERNEL:
+            f = facts(p.qtype, block, p.k)
+            specialized.start(self._x, (codes, scale, None, None), None, f, self.out, tile)
+            return
         storage = codes.view(get_qtype(p.qtype).storage)
         scaled.start(
             self._x, self._xs, (storage, scale, None), None, self.out, None, p.x_qtype, p.qtype, block, True, tile,
@@ -116,8 +120,8 @@ class Operands:
 
 
 def _width(p: Problem) -> int:
-    """Bytes of a row: the linear kernel reads tiles, whole stretches of 128 columns."""
-    size = -(-p.k // 128) * 128 if p.kernel == "linear" else p.k
+    """Bytes of a row: weight-only kernels read tiles, whole stretches of 128 columns."""
+    size = p.k if p.kernel == "scaled" else -(-p.k // 128) * 128
     return packing.packed_size(size, get_qtype(p.qtype).bits)
 
 

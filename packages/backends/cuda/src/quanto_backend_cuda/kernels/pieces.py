@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pieces: which part of which tile a block of threads multiplies, and how blocks that share a tile hand over sums."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+__all__ = ["by_place", "by_thread", "piece", "pieces", "place", "spread"]
+
+
+@gluon.jit
+def piece(j, whole, rest, sharers, C):
+    """Piece j of this block: its tile, the first and the last stretch of columns."""
+    p = gl.program_id(0)
+    own = (whole - p + gl.num_programs(0) - 1) // gl.num_programs(0)
+    tile = p + j * gl.num_programs(0)
+    begin = p * 0
+    end = C
+    if j >= own:
+        unit = p * (rest * C) // sharers
+        until = (p + 1) * (rest * C) // sharers
+        if j > own:
+            unit = (unit // C + 1) * C
+        begin = unit % C
+        end = gl.minimum(C, begin + until - unit)
+        tile = whole + unit // C
+    return tile, begin, end
+
+
+@gluon.jit
+def pieces(whole, rest, sharers, C):
+    """How many pieces this block has."""
+    p = gl.program_id(0)
+    own = (whole - p + gl.num_programs(0) - 1) // gl.num_programs(0)
+    first = p * (rest * C) // sharers
+    until = (p + 1) * (rest * C) // sharers
+    more = (until - 1) // C - first // C + 1
+    return own + gl.where((p < sharers) & (rest > 0), more, 0)
+
+
+@gluon.jit
+def place(tile, TM, TN, STRIPE: gl.constexpr):
+    """Tiles in stripes of `STRIPE` tiles of tokens, so that neighbours share the L2."""
+    stripe = tile // (STRIPE * TN)
+    height = gl.minimum(TM - stripe * STRIPE, STRIPE)
+    return stripe * STRIPE + tile % (STRIPE * TN) % height, tile % (STRIPE * TN) // height
+
+
+@gluon.jit
+def by_thread(acc):
+    """Sums [ROWS, BM] as [2 * ROWS, BM / 2]: a row is what one thread has of 16 rows."""
+    ROWS: gl.constexpr = acc.shape[0]
+    BM: gl.constexpr = acc.shape[1]
+    apart = acc.reshape((ROWS // 16, 2, 8, BM // 8, 4, 2)).permute((0, 2, 4, 3, 1, 5))
+    return apart.reshape((2 * ROWS, BM // 2))
+
+
+@gluon.jit
+def by_place(flat, ROWS: gl.constexpr, BM: gl.constexpr):
+    """The inverse of `by_thread`."""
+    apart = flat.reshape((ROWS // 16, 8, 4, BM // 8, 2, 2)).permute((0, 4, 1, 3, 2, 5))
+    return apart.reshape((ROWS, BM))
+
+
+@gluon.jit
+def spread(flat):
+    """Offsets of `by_thread`: four numbers of a thread, then those of the next, so that a warp writes whole lines."""
+    LAYOUT: gl.constexpr = flat.type.layout
+    row = gl.arange(0, flat.shape[0], gl.SliceLayout(1, LAYOUT))
+    column = gl.arange(0, flat.shape[1], gl.SliceLayout(0, LAYOUT))
+    return (column // 4 * (4 * flat.shape[0]) + column % 4)[None, :] + row[:, None] * 4

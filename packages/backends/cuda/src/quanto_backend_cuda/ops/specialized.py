@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`linear` for many tokens on Hopper: the kernel with specialized warps, where Triton has Gluon for it.
+
+Gluon is experimental, and compiles what a version of Triton makes of it. So the first call of each kind of problem is
+compared with decoding and cuBLAS; what Triton refuses or computes otherwise is said once, and other kernels go on.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime import interpreted, launch, sm_count, warpgroups
+from ..tables import Tile, nearest
+from ..workspace import locks
+from .dense import linear_by_parts
+from .weights import Facts, raw_scale
+
+__all__ = ["KERNEL", "TOKENS", "serves", "shares", "specialized", "start", "takes"]
+
+#: its tables.
+KERNEL = "specialized"
+#: from which on it is the fastest.
+TOKENS = 65
+_KINDS = frozenset({"int8", "int4", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"})
+_HALVES = (torch.float16, torch.bfloat16)
+_STRIPE = 8
+# Of tiles that do not fill the GPU once more: above, cutting them costs more than the multiprocessors that idle.
+_WORTH_CUTTING = 0.6
+# Share of the largest value by which the first call may differ from decoding and cuBLAS, which round the same weight.
+_SAME = 0.02
+
+_refused = False
+_checked: set[tuple[Any, ...]] = set()
+
+
+@functools.cache
+def _gluon() -> bool:
+    try:
+        return importlib.util.find_spec("triton.experimental.gluon.nvidia.hopper") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def takes(f: Facts, size: int, dtype: torch.dtype, zero: Tensor | None, scale: Tensor) -> bool:
+    """Whether the kernel knows such a tiled weight with `size` columns, and such activations."""
+    groups = f.group in (0, 64) or f.group % 128 == 0
+    zeros = zero is None or (f.kind in ("int4", "int2") and not zero.is_floating_point() and f.group > 0)
+    known = f.kind in _KINDS and f.rows == 1 and scale.element_size() > 1
+    return known and groups and zeros and dtype in _HALVES and size % 8 == 0
+
+
+def serves(device: torch.device) -> bool:
+    """Whether the device has the instructions, and Triton the language."""
+    return warpgroups(device) and not _refused and not interpreted() and _gluon()
+
+
+def specialized(
+    x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, qtype: str, block: Sequence[int]
+) -> bool:
+    """Runs the kernel on contiguous tensors, weights tiled; False if it can't be used."""
+    m, size = x.shape
+    tile = nearest(KERNEL, qtype, m, out.shape[1], size, x.device)
+    kind = _kind(x, weight, bias, f, out, tile)
+    known = kind in _checked
+    if not known and (torch.cuda.is_current_stream_capturing() if x.is_cuda else False):
+        return False  # nothing can be compared now
+    try:
+        start(x, weight, bias, f, out, tile)
+    except Exception as error:  # whatever a version of an experimental language may raise
+        _refuse(f"Triton refuses it: {_words(error)}")
+        return False
+    if known:
+        return True
+    want = linear_by_parts(x, weight, bias, qtype, block, True)
+    if not bool(want.isfinite().all()):
+        out.copy_(want)
+        return True
+    if not _same(out, want):
+        _refuse(f"it computes something else for {qtype} of {out.shape[1]}x{size} and {m} tokens")
+        return False
+    _checked.add(kind)
+    return True
+
+
+def _kind(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> tuple[Any, ...]:
+    """What makes another kernel of it, or lets it meet an edge."""
+    _, scale, zero, shared = weight
+    ragged = (x.shape[0] % tile.bm > 0, out.shape[1] % tile.bn > 0, x.shape[1] % 128 > 0)
+    parts = (zero is not None, shared is not None, None if bias is None else bias.dtype, scale.dtype, x.dtype)
+    return (f, tile, ragged, parts, x.device.index)
+
+
+def _same(got: Tensor, want: Tensor) -> bool:
+    return bool(((got.float() - want.float()).abs() <= _SAME * want.float().abs().max()).all())
+
+
+def _refuse(why: str) -> None:
+    global _refused
+    _refused = True
+    warnings.warn(f"quanto-backend-cuda leaves its kernel for many tokens alone: {why}; slower ones run", stacklevel=4)
+
+
+def _words(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    return f"{type(error).__name__}: {lines[-1].strip()}"
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(rows: int, columns: int, dtype: torch.dtype) -> Any:
+    from triton.experimental.gluon import language as gl
+
+    return gl.NVMMASharedLayout.get_default_for([rows, columns], gl.float16 if dtype == torch.float16 else gl.bfloat16)
+
+
+def shares(tiles: int, chunks: int, blocks: int, wanted: int) -> tuple[int, int, int]:
+    """How tiles are dealt to `blocks` blocks of threads.
+
+    Args:
+        tiles: of the result; chunks: stretches of 128 columns of each.
+        wanted: how many blocks may share the tiles that do not fill the GPU once more; 0: none does.
+
+    Returns:
+        Tiles that one block takes alone, the number of those that are shared, and by how many blocks.
+    """
+    rest = tiles % blocks
+    if rest == 0:
+        return tiles, 0, 1
+    wanted = min(wanted, blocks)
+    parts = min(wanted // rest, chunks)
+    if parts >= 2:  # equal ones: a third block at a tile costs more than a few idle ones
+        return tiles - rest, rest, parts * rest
+    if rest < wanted <= rest * chunks and tiles > rest and rest <= _WORTH_CUTTING * blocks:
+        return tiles - rest, rest, wanted
+    return tiles, 0, 1
+
+
+def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> None:
+    """Starts the kernel."""
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    from ..kernels.specialized import specialized as kernel
+
+    codes, scale, zero, shared = weight
+    m, size = x.shape
+    n = codes.shape[0]
+    chunks = -(-size // 128)
+    down, across = -(-m // tile.bm), -(-n // tile.bn)
+    blocks = min(sm_count(x.device), down * across if tile.blocks == 0 else 1 << 30)
+    whole, rest, sharers = shares(down * across, chunks, blocks, tile.blocks)
+    partial = counters = None
+    if rest:
+        partial = torch.empty(2 * sharers * tile.bn * tile.bm, dtype=torch.float32, device=x.device)
+        counters = locks(x.device, 2 * rest)
+    blocks = min(blocks, max(whole, sharers if rest else 0))
+    views = [(x, tile.bm, 64), (out, tile.bm, tile.bn // 2)]
+    a, b = (TensorDescriptor.from_tensor(t, [r, c], _layout(r, c, t.dtype)) for t, r, c in views)
+    launch(
+        kernel, (blocks,), a, codes.view(torch.uint8), raw_scale(scale)[0], zero, shared, bias, b, partial, counters,
+        n, chunks, scale.shape[-1], down, across, whole, rest, sharers, KIND=f.kind, GROUP=f.group,
+        STAGES=tile.stages, STRIPE=_STRIPE, num_warps=4,
+    )  # fmt: skip
