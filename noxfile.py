@@ -185,6 +185,7 @@ def bench(session: nox.Session) -> None:
         session.error(f"no bench/{unknown[0]}.py; there are: {', '.join(known)}")
     borrow_dev(session)
     install(session, "--quiet", str(CORE), *map(str, (*BACKENDS, *INTEGRATIONS)))
+    session.install("--quiet", "--constraint", str(CONSTRAINTS), "--no-deps", "scikit-learn")  # for its data alone
     for name in chosen:
         session.run("python", "-m", f"bench.{name}", *options)
 
