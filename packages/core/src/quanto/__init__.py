@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import eval, nn, plugins  # noqa: A004 - quanto.eval measures; it evaluates no code
 from ._version import __version__
-from .calibration import Calibration
+from .calibrating import Calibration
 from .explain import Explanation, explain
 from .kernels import KernelFallbackWarning, KernelSpec, kernels
 from .mapping import quantization_map, requantize
@@ -33,6 +33,8 @@ from .scheme import Rule, Scheme, presets
 from .serialization import load, save
 from .tensor import QTensor, quantize_activation, quantize_tensor
 
+calibration = Calibration  #: as quanto 0.0.2, the first release, called it
+
 if TYPE_CHECKING:
     from . import algorithms
     from .algorithms import Pipeline, calibrate_weights
@@ -53,6 +55,7 @@ __all__ = [
     "algorithms",
     "arrange",
     "calibrate_weights",
+    "calibration",
     "dequantize",
     "eval",
     "explain",

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ._progress import track
@@ -25,8 +26,8 @@ __all__ = ["arrange", "dequantize", "freeze", "quantize", "quantize_module", "qu
 
 def quantize(
     model: nn.Module,
-    weights: str | QType | None = None,
-    activations: str | QType | None = None,
+    weights: str | QType | torch.dtype | None = None,
+    activations: str | QType | torch.dtype | None = None,
     *,
     scheme: Scheme | str | None = None,
     rules: Sequence[Rule | tuple[Any, Any]] | Mapping[str, Any] = (),
@@ -39,7 +40,7 @@ def quantize(
 
     Args:
         model: any module; a lone `nn.Linear` too, and models on the meta device.
-        weights: qtype of the weights, such as `"int8"`.
+        weights: qtype of the weights, such as `"int8"` or `torch.int8`.
         activations: qtype of the layers' inputs, `"int8"` or `"float8"`; None leaves them floating.
         scheme: a whole `Scheme` or the name of a preset, instead of weights and activations.
         rules: `Rule`s, or pairs or a mapping of pattern and scheme; the first that matches a module decides, None

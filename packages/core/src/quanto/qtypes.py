@@ -197,16 +197,17 @@ def register_qtype(qtype: QType) -> None:
     qtypes[qtype.name] = qtype
 
 
-def get_qtype(name: str | QType) -> QType:
-    """Returns the qtype of that name (`"int4"`, `"qint4"`, `"float8"` …); a `QType` is returned as it is.
+def get_qtype(name: str | QType | torch.dtype) -> QType:
+    """Returns the qtype of that name (`"int4"`, `"qint4"`, `"float8"`, `"torch.int8"` …); a `QType` as it is.
 
     Raises:
         ValueError: if no such qtype is known, naming those that are.
     """
     if isinstance(name, QType):
         return name
-    if not isinstance(name, str):
-        raise TypeError(f"a qtype is a name or a quanto.QType, got {type(name).__name__}")
+    if not isinstance(name, (str, torch.dtype)):
+        raise TypeError(f"a qtype is a name, a dtype or a quanto.QType, got {type(name).__name__}")
+    name = str(name).removeprefix("torch.")
     for candidate in (name, _ALIASES.get(name, ""), name[1:] if name.startswith("q") else ""):
         if candidate in qtypes:
             return qtypes[candidate]

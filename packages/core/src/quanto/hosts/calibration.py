@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._progress import track
-from ..calibration import Calibration
+from ..calibrating import Calibration
 from ..nn import QModule
 
 __all__ = ["calibrate"]

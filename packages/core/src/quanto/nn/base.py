@@ -266,7 +266,8 @@ class QModule(nn.Module):
 
     def extra_repr(self) -> str:
         state = "frozen" if self.frozen else "trainable"
-        return ", ".join(filter(None, (super().extra_repr(), f"{self.scheme}, {state}")))
+        measured = "" if self.input_scale is None else "calibrated"
+        return ", ".join(filter(None, (super().extra_repr(), str(self.scheme), measured, state)))
 
     # -- state -------------------------------------------------------------------------------------------------
 

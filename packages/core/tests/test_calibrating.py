@@ -84,6 +84,18 @@ def test_calibrating_again_goes_on() -> None:
     assert torch.equal(model[2].input_scale, model[0].output_scale)
 
 
+def test_as_the_first_release_wrote_it() -> None:
+    from quanto import calibration, freeze, quantize
+
+    model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 16))
+    quantize(model, weights=torch.int8, activations=torch.int8)
+    with calibration(momentum=0.9):
+        model(X)
+    freeze(model)
+    assert "int8 x int8 dynamic, calibrated, frozen" in repr(model[0])
+    assert model[0].input_scale == X.abs().max() / quanto.qint8.amax
+
+
 def test_inputs_given_by_keyword_are_measured() -> None:
     layer, again = _model(nn.Linear(32, 8)), _model(nn.Linear(32, 8))
     with quanto.Calibration(), torch.no_grad():
