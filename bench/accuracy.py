@@ -31,6 +31,13 @@ SEED = 0
 
 #: width -> group sizes
 GROUPS = {8: (None,), 4: (128,), 3: (128,), 2: (64, 32)}
+#: label -> qtype of weights and activations, steps before freezing, whether activations are static
+ACTIVATIONS: dict[str, tuple[str, tuple[str, ...], bool]] = {
+    "int8 x int8 dynamic": ("int8", (), False),
+    "int8 x int8 static": ("int8", (), True),
+    "int8 x int8 static smooth": ("int8", ("smooth",), True),
+    "float8 x float8 dynamic": ("float8", (), False),
+}
 FREE = ("absmax", "minmax", "mse", "hqq", "mse int", "hqq int")  # int: with whole zero points
 
 
@@ -86,6 +93,20 @@ def quantize(setup: Setup, bits: int, group: int | None, algorithm: str | tuple[
     return model, time.perf_counter() - start
 
 
+def quantize_both(setup: Setup, qtype: str, steps: tuple[str, ...], static: bool) -> tuple[Any, float]:
+    """A frozen model with quantized activations and the seconds that it took."""
+    model = setup.load()
+    quanto.quantize(model, qtype, qtype, exclude=["lm_head"], dynamic=not static)
+    start = time.perf_counter()
+    if steps:
+        Pipeline(*steps).run(model, setup.batches)
+    if static:
+        with torch.no_grad(), quanto.Calibration(streamline=True):
+            for batch in setup.batches:
+                model(batch)
+    return quanto.freeze(model), time.perf_counter() - start
+
+
 def rows(widths: list[int], pipelines: list[str]) -> list[tuple[str, int, int | None, str | tuple[str, ...]]]:
     """Label, bits, group size and algorithm of each row of quanto's."""
     out: list[tuple[str, int, int | None, str | tuple[str, ...]]] = []
@@ -116,6 +137,13 @@ def measure(setup: Setup, widths: list[int], pipelines: list[str], path: Path, r
         }
         write(path, result)
         print(f"{label:32} {found[label]}", flush=True)
+    for label, (qtype, steps, static) in ACTIVATIONS.items():
+        if label not in found:
+            model, seconds = quantize_both(setup, qtype, steps, static)
+            bits = round(bits_per_weight(model), 3)
+            found[label] = {"bits": bits, "loss": setup.loss(model) - base, "seconds": round(seconds, 1)}
+            write(path, result)
+            print(f"{label:32} {found[label]}", flush=True)
     for label, peer in PEERS.items():
         if label in found and "missing" not in found[label]:
             continue
