@@ -96,7 +96,7 @@ def quantize(setup: Setup, bits: int, group: int | None, algorithm: str | tuple[
 def quantize_both(setup: Setup, qtype: str, steps: tuple[str, ...], static: bool) -> tuple[Any, float]:
     """A frozen model with quantized activations and the seconds that it took."""
     model = setup.load()
-    quanto.quantize(model, qtype, qtype, exclude=["lm_head"], dynamic=not static)
+    quanto.quantize(model, qtype, qtype, exclude=["lm_head"], dynamic=None if static else True)
     start = time.perf_counter()
     if steps:
         Pipeline(*steps).run(model, setup.batches)
@@ -176,7 +176,7 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"| {label} | missing | | | | | |")
             continue
         plain = result["rows"].get(f"{label.split(' g')[0].split()[0]}" + _group(label) + " minmax", {}).get("loss")
-        recovered = f"{1 - row['loss'] / plain:.0%}" if plain and label.startswith("int") else ""
+        recovered = f"{1 - row['loss'] / plain:.0%}" if plain and label.startswith("int") and " x " not in label else ""
         where = " on a GPU" if row.get("device", "cpu") != "cpu" else ""
         lines.append(
             f"| {label} | {row['bits']:.2f} | {math.exp(base + row['loss']):.2f} | {math.exp(row['loss']):.4f} "
