@@ -225,6 +225,37 @@ def transformers_versions(session: nox.Session, requirement: str) -> None:
     session.run("python", "-m", "pytest", str(TRANSFORMERS / "tests"), *PARALLEL, *session.posargs, env=QUIET)
 
 
+OPTIMUM_QUANTO = "optimum-quanto==0.2.7"
+
+
+@nox.session(name="optimum-quanto", requires=["dev"])
+def optimum_quanto(session: nox.Session) -> None:
+    """quanto-optimum beside the real package: its bytes, and its own tests; not part of `tests`, for it installs both.
+
+    With arguments, only these of its tests: nox -s optimum-quanto -- test/models. They want the models of a hub.
+    """
+    ours = ROOT / "packages" / "integrations" / "optimum"
+    borrow_dev(session)
+    install(session, "--editable", str(CORE), "--editable", f"{ours}")
+    work = Path(session.create_tmp())
+    real, layers = work / "real", str(ours / "tests" / "support" / "layers.py")
+    session.install("--quiet", "--no-deps", "optimum>=2.3")  # whose command takes ours
+    session.install("--quiet", "--no-deps", "--target", str(real), OPTIMUM_QUANTO)
+    borrowed = {"PYTHONPATH": str(real), "MAX_JOBS": "1"}
+    session.run(dev_python(session), layers, "write", str(work / "layers.safetensors"), env=borrowed, external=True)
+    session.run("python", layers, "compare", str(work / "layers.safetensors"))
+    session.run("python", "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
+                "--no-build-isolation", "--dest", str(work), OPTIMUM_QUANTO)  # fmt: skip
+    name = OPTIMUM_QUANTO.replace("-", "_").replace("==", "-")
+    shutil.unpack_archive(work / f"{name}.tar.gz", work, filter="data")
+    left = ("models", "cli", "tensor/weights/optimized")  # a hub, and packings whose place quanto's layouts take
+    chosen = session.posargs or ["test", *(f"--ignore=test/{folder}" for folder in left)]
+    session.chdir(work / name)
+    # its own settings, not those of this tree, in which the folder lies
+    own = ("-c", "pyproject.toml", "--import-mode", "prepend", "-p", "no:cacheprovider")
+    session.run("python", "-m", "pytest", "-q", *own, *PARALLEL, *chosen, env=QUIET)
+
+
 def package_session(name: str, folder: Path) -> None:
     """Add the session that tests one backend or integration; the folder's existence is the whole registration."""
 
