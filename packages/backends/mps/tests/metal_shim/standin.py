@@ -167,14 +167,16 @@ class Call:
         self._run(pointers, spans, grid, size)
 
     def _run(self, pointers: list[int], spans: list[int], grid: list[int], size: list[int]) -> None:
-        binary, count = self.library._binary, len(pointers)
+        binary, count, checked = self.library._binary, len(pointers), self.library._shim.checked
         run = getattr(binary, f"run_{self.kernel.name}")
         run.restype = ctypes.c_char_p
-        given = (ctypes.c_void_p * count)(*pointers)
-        if self.library._shim.checked:
+        apart = Apart(pointers, spans) if checked else None
+        given = (ctypes.c_void_p * count)(*(apart.pointers if apart else pointers))
+        if apart:
             binary.shim_watch(count, given, (ctypes.c_size_t * count)(*spans))
         error = run(given, (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*size))
-        if self.library._shim.checked:
+        if apart:
+            apart.give_back()
             seen = [(ctypes.c_uint64 * count)() for _ in range(3)]
             binary.shim_seen(*seen)
             self.library._shim.last = Checks(*map(tuple, seen))
@@ -210,6 +212,35 @@ class Call:
             raise TypeError(f"{name} is {value.dtype}, its type code {code}")
         if code is None and value.dtype not in DTYPES[p.type]:
             raise TypeError(f"{name} is {p.type}*, got {value.dtype}")
+
+
+class Apart:
+    """Copies of buffers, each with nothing near it: what lies beside one is nobody else's memory."""
+
+    MARGIN, ALIGNMENT = 1 << 13, 64  # more than what checked.h takes for beside; what a copy keeps of an address
+
+    def __init__(self, pointers: list[int], spans: list[int]) -> None:
+        self._spans: dict[int, int] = {}
+        for pointer, span in zip(pointers, spans, strict=True):
+            self._spans[pointer] = max(span, self._spans.get(pointer, 0))
+        room = sum(span + self.MARGIN + self.ALIGNMENT for span in self._spans.values()) + self.MARGIN
+        self._memory = ctypes.create_string_buffer(room)
+        at = ctypes.addressof(self._memory)
+        self._copies: dict[int, int] = {}
+        for pointer, span in self._spans.items():
+            at += self.MARGIN
+            at += (pointer - at) % self.ALIGNMENT
+            ctypes.memmove(at, pointer, span)
+            self._copies[pointer] = at
+            at += span
+        self._before = {pointer: ctypes.string_at(pointer, span) for pointer, span in self._spans.items()}
+        self.pointers = [self._copies[pointer] for pointer in pointers]
+
+    def give_back(self) -> None:
+        """Writes what was changed to where it came from."""
+        for pointer, span in self._spans.items():
+            if ctypes.string_at(self._copies[pointer], span) != self._before[pointer]:
+                ctypes.memmove(pointer, self._copies[pointer], span)
 
 
 def _sizes(given: Any) -> list[int]:
