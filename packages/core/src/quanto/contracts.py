@@ -17,7 +17,7 @@ from .blocks import scale_shape
 from .qtypes import get_qtype
 from .weight import Weight
 
-__all__ = ["CHECKS", "check_inner", "check_weight"]
+__all__ = ["CHECKS", "check_inner", "check_scales", "check_weight"]
 
 
 def check_inner(x: Tensor, codes: Tensor, qtype: str, what: str = "x") -> None:
@@ -40,10 +40,11 @@ def check_weight(w: Weight, shape: tuple[int, ...]) -> None:
     if tuple(w.codes.shape) != packed or w.codes.dtype != q.storage:
         got = f"{w.codes.dtype} {tuple(w.codes.shape)}"
         raise ValueError(f"codes must be {q.storage} {packed} for {q.name} {shape}, got {got}")
-    _check_scales(w.scale, w.zero_point, shape, w.block_size)
+    check_scales(w.scale, w.zero_point, shape, w.block_size)
 
 
-def _check_scales(scale: Tensor, zero: Tensor | None, shape: Sequence[int], block_size: Sequence[int]) -> None:
+def check_scales(scale: Tensor, zero: Tensor | None, shape: Sequence[int], block_size: Sequence[int]) -> None:
+    """Raises ValueError, naming the tensor, if scales or zero points are not one for each block."""
     sizes = scale_shape(shape, block_size)
     for name, tensor in (("scale", scale), ("zero_point", zero)):
         if tensor is not None and tuple(tensor.shape) != sizes:
@@ -81,7 +82,7 @@ def _unpack(packed: Tensor, bits: int, size: int) -> None:
 def _quantize(x: Tensor, scale: Tensor, zero: Any, shared: Any, qtype: str, block: list[int]) -> None:
     _check_floating("x", x)
     if block:
-        _check_scales(scale, zero, x.shape, block)
+        check_scales(scale, zero, x.shape, block)
 
 
 def _dequantize(

@@ -162,6 +162,10 @@ class Scheme:
         """`algorithm` with its default applied."""
         return self.algorithm or ("absmax" if self.is_symmetric else "minmax")
 
+    def fitted(self) -> Scheme:
+        """Itself; where it leaves the algorithm of zero points open, with that of `quanto.quantizers.fit` by name."""
+        return dataclasses.replace(self, algorithm="mse") if self.algorithm is None and not self.is_symmetric else self
+
     def block_size(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The block size of a weight of `shape` (`[…, out, in]`) under this scheme."""
         q, size = self.qtype, shape[-1]

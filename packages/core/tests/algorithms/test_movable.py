@@ -11,6 +11,7 @@ from torch import nn
 
 import quanto
 from quanto.algorithms.movable import movable_layers
+from quanto.algorithms.step import computing
 
 SCHEMES: list[dict[str, Any]] = [
     {"weights": "int4", "group_size": 16, "algorithm": "mse"},
@@ -29,7 +30,7 @@ def test_computes_what_the_layer_does_and_keeps_what_moved(options: dict[str, An
     x, expected = torch.randn(5, 40), None
     expected = layer(x)
     (movable,) = movable_layers(layer)
-    with movable.replaced():
+    with computing([(movable.layer, movable.forward)]):
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
         layer(x).square().sum().backward()
     for parameter in movable.parameters():

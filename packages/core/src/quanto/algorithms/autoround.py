@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..quantizers.grid import round_scale, round_zero
 from ..quantizers.spread import spread_parameters
 from ..tensor.quantize import make_target
 from ..weight import Weight
-from .step import Block, Step, adopt, as_float, first_tensor
+from .step import Block, Step, adopt, as_float, computing, first_tensor, relative_error
 
 __all__ = ["AutoRound"]
 
@@ -83,18 +83,18 @@ class AutoRound(Step):
 
     def _loss(self, block: Block, roundings: list[_Rounding], wanted: list[Tensor]) -> float:
         """Over all batches, relative to the output's square."""
-        with torch.no_grad(), _replaced(roundings):
+        with torch.no_grad(), _computing(roundings):
             for rounding in roundings:
                 rounding.current = rounding.weight()
-            return sum(float(_relative(self._output(block, i), w)) for i, w in enumerate(wanted)) / len(wanted)
+            return sum(float(relative_error(self._output(block, i), w)) for i, w in enumerate(wanted)) / len(wanted)
 
     def _gradient(self, block: Block, roundings: list[_Rounding], wanted: list[Tensor], picked: list[int]) -> None:
         """Adds gradients of the picked batches."""
-        with torch.enable_grad(), _replaced(roundings):
+        with torch.enable_grad(), _computing(roundings):
             for index in picked:
                 for rounding in roundings:
                     rounding.current = rounding.weight()
-                (_relative(self._output(block, index), wanted[index]) / len(picked)).backward()
+                (relative_error(self._output(block, index), wanted[index]) / len(picked)).backward()
 
     @staticmethod
     def _output(block: Block, index: int, original: bool = False) -> Tensor:
@@ -105,8 +105,9 @@ class AutoRound(Step):
             return first_tensor(block.originals.run(module, index)).float().detach()
 
 
-def _relative(found: Tensor, wanted: Tensor) -> Tensor:
-    return (found - wanted).square().mean() / wanted.square().mean().clamp(min=1e-12)
+def _computing(roundings: list[_Rounding]) -> AbstractContextManager[None]:
+    """Layers compute with their current weights meanwhile."""
+    return computing((rounding.layer, rounding.forward()) for rounding in roundings)
 
 
 class _Rounding:
@@ -114,8 +115,7 @@ class _Rounding:
 
     def __init__(self, layer: QModule, floats: Tensor | None) -> None:
         self.layer, slot = layer, layer._slots["weight"]
-        if slot.scheme.algorithm is None and not slot.scheme.is_symmetric:
-            slot.scheme = replace(slot.scheme, algorithm="mse")
+        slot.scheme = slot.scheme.fitted()
         blocks = slot.scheme.block_size(slot.rows_shape())
         self.target: Target = make_target(slot.scheme, blocks, slot.dtype)
         if floats is None:
@@ -136,8 +136,7 @@ class _Rounding:
         """The values nearest to `floats` that round to the codes the layer has."""
         scale, zero = spread_parameters(self.start, self.target, floats)
         q = self.target.qtype
-        codes = w.codes if q.bits == 8 else packing.unpack(w.codes, q.bits, w.size)
-        elements = reference.decode(codes, q, torch.float32)
+        elements = reference.decode(packing.unpack(w.codes, q.bits, w.size), q, torch.float32)
         shift = 0.0 if zero is None else zero
         steps = (floats / scale + shift).clamp(elements - 0.49, elements + 0.49)
         return (steps - shift) * scale
@@ -165,6 +164,11 @@ class _Rounding:
         elements = self._elements(scale, zero)
         return ((elements if zero is None else elements - zero) * scale).to(self.layer._slots["weight"].dtype)
 
+    def forward(self) -> Callable[[Tensor], Tensor]:
+        """What the layer computes with its current weight."""
+        bias = self.layer._parameters.get("bias")
+        return lambda x: F.linear(x, self.current, bias)
+
     def clamp(self) -> None:
         """Keeps offsets within half a step, and factors near 1."""
         self.offset.data.clamp_(-0.5, 0.5)
@@ -183,23 +187,3 @@ class _Rounding:
         codes = packing.pack(reference.encode(elements, self.target.qtype), self.target.qtype.bits)
         stored = None if zero is None else zero.to(self.target.zero_dtype)
         adopt(self.layer, codes, Parameters(scale.detach().to(self.target.scale_dtype), stored))
-
-
-class _replaced:
-    """Layers compute with their current weights meanwhile."""
-
-    def __init__(self, roundings: list[_Rounding]) -> None:
-        self.roundings = roundings
-
-    def __enter__(self) -> None:
-        for rounding in self.roundings:
-            rounding.layer.__dict__["forward"] = _forward(rounding)
-
-    def __exit__(self, *error: object) -> None:
-        for rounding in self.roundings:
-            rounding.layer.__dict__.pop("forward", None)
-
-
-def _forward(rounding: _Rounding) -> Callable[[Tensor], Tensor]:
-    bias = rounding.layer._parameters.get("bias")
-    return lambda x: F.linear(x, rounding.current, bias)

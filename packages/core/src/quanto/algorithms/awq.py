@@ -94,8 +94,7 @@ def freeze_weighted(layer: QModule, found: Moments) -> float:
     parameter = layer._parameters["weight"]
     assert parameter is not None
     weight = parameter.detach().float()
-    if slot.scheme.algorithm is None and not slot.scheme.is_symmetric:
-        slot.scheme = replace(slot.scheme, algorithm="mse")
+    slot.scheme = slot.scheme.fitted()
     target = make_target(slot.scheme, slot.scheme.block_size(tuple(weight.shape)), parameter.dtype)
     hessian = torch.eye(weight.shape[1], device=weight.device) if found.hessian is None else found.hessian
     p = fit(weight, target, hessian.diagonal())

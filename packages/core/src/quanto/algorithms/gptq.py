@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -123,8 +122,7 @@ class GPTQ(Step):
             slot: how it is quantized; one that leaves the algorithm open gets that of `fit`, with its zero points.
             found: the moments of its inputs; those of no input at all are taken for white noise.
         """
-        if slot.scheme.algorithm is None and not slot.scheme.is_symmetric:
-            slot.scheme = replace(slot.scheme, algorithm="mse")
+        slot.scheme = slot.scheme.fitted()
         target = make_target(slot.scheme, slot.scheme.block_size(tuple(weight.shape)), slot.dtype)
         weight = weight.float()
         hessian = torch.eye(weight.shape[1], device=weight.device) if found.hessian is None else found.hessian

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +33,7 @@ class Movable:
     def __init__(self, layer: QModule) -> None:
         self.layer, slot, w = layer, layer._slots["weight"], layer.operand()
         self.codes, qtype = w.codes, slot.scheme.qtype
-        elements = packing.unpack(w.codes, qtype.bits, w.size) if qtype.bits < 8 else w.codes
-        self.elements = reference.decode(elements, qtype, torch.float32)
+        self.elements = reference.decode(packing.unpack(w.codes, qtype.bits, w.size), qtype, torch.float32)
         assert w.scale is not None
         zero_dtype = torch.int8 if w.zero_point is None else w.zero_point.dtype
         self.target: Target = make_target(slot.scheme, w.block_size, slot.dtype)
@@ -68,15 +65,6 @@ class Movable:
         y = F.linear(x.to(weight.dtype), weight, self.layer._parameters.get("bias")).to(x.dtype)
         return correction.corrected(self.layer, x, y)
 
-    @contextmanager
-    def replaced(self) -> Iterator[None]:
-        """The layer computes so meanwhile."""
-        self.layer.__dict__["forward"] = self.forward
-        try:
-            yield
-        finally:
-            self.layer.__dict__.pop("forward", None)
-
     @torch.no_grad()
     def freeze(self) -> None:
         """Gives the layer the parameters that were found."""
@@ -89,11 +77,11 @@ class Movable:
 
 def movable_layers(model: nn.Module) -> list[Movable]:
     """The frozen linear layers whose codes no other module holds and whose scales have 16 bits or more."""
-    found = {id(m): m for m in model.modules() if isinstance(m, QModule) and m.operator == "linear" and m._slots}
-    held = Counter(id(m._parameters.get("weight_packed")) for m in model.modules() if isinstance(m, QModule))
+    found = [m for m in model.modules() if isinstance(m, QModule)]
+    held = Counter(id(m._parameters.get("weight_packed")) for m in found)
     out = []
-    for module in found.values():
-        if not module.frozen:
+    for module in found:
+        if module.operator != "linear" or not module._slots or not module.frozen:
             continue
         module.arrange("canonical")
         scale = module._parameters["weight_scale"]

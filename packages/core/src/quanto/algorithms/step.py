@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,21 +101,25 @@ class Step:
 
 
 @contextmanager
-def as_float(module: nn.Module) -> Iterator[None]:
-    """Quantized modules that are not frozen take the forward pass of their float class meanwhile."""
+def computing(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Modules take other forward passes meanwhile."""
     changed = []
-    for each in module.modules():
-        if isinstance(each, QModule) and not each.frozen:
-            changed.append((each, each.__dict__.get("forward")))
-            each.__dict__["forward"] = _bound(each)
+    for module, forward in forwards:
+        changed.append((module, module.__dict__.get("forward")))
+        module.__dict__["forward"] = forward
     try:
         yield
     finally:
-        for each, before in changed:
+        for module, before in changed:
             if before is None:
-                each.__dict__.pop("forward", None)
+                module.__dict__.pop("forward", None)
             else:
-                each.__dict__["forward"] = before
+                module.__dict__["forward"] = before
+
+
+def as_float(module: nn.Module) -> AbstractContextManager[None]:
+    """Quantized modules that are not frozen take the forward pass of their float class meanwhile."""
+    return computing((m, _bound(m)) for m in module.modules() if isinstance(m, QModule) and not m.frozen)
 
 
 def _bound(module: QModule) -> Callable[..., Any]:
@@ -139,3 +143,8 @@ def first_tensor(output: Any) -> Tensor:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"a block must return a tensor or a tuple that starts with one, got {type(output).__name__}")
     return value
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    """Mean square of the difference over that of what is wanted."""
+    return (found - wanted).square().mean() / wanted.square().mean().clamp(min=1e-12)

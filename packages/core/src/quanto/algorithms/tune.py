@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .._progress import track
 from .movable import Movable, movable_layers
-from .step import Step, as_float, first_tensor
+from .step import Step, as_float, computing, first_tensor, relative_error
 from .stream import call
 
 __all__ = ["Tune"]
@@ -64,8 +64,7 @@ class Tune(Step):
             return
         with torch.enable_grad(), ExitStack() as stack:
             norms = stack.enter_context(_trainable(model)) if self.norms else []
-            for layer in layers:
-                stack.enter_context(layer.replaced())
+            stack.enter_context(computing((layer.layer, layer.forward) for layer in layers))
             self._learn(model, teacher, samples, layers, norms, progress)
         for layer in layers:
             layer.freeze()
@@ -113,7 +112,7 @@ class Tune(Step):
             wanted = self._output(teacher, batch)
         found = self._output(model, batch)
         if self.loss == "square":
-            return (found - wanted).square().mean() / wanted.square().mean().clamp(min=1e-12)
+            return relative_error(found, wanted)
         wanted, found = (t.flatten(0, -2).log_softmax(-1) for t in (wanted, found))
         return F.kl_div(found, wanted, log_target=True, reduction="batchmean")
 

@@ -13,12 +13,10 @@ from ..qtypes import get_qtype
 from ..tensor.quantize import quantize_parts
 from .slot import Slot
 
-__all__ = ["absmax_scale", "fake_quantize_activation", "fake_quantize_weight"]
+__all__ = ["absmax_scale", "fake_quantize_activation", "fake_quantize_weight", "straight_through"]
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The second argument's value with the first one's gradient (Bengio et al., 2013, arXiv:1308.3432)."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, quantized: Tensor) -> Tensor:
         return quantized.view_as(quantized)
@@ -26,6 +24,12 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
+
+
+def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
+    """The second argument's value with the first one's gradient (Bengio et al., 2013, arXiv:1308.3432)."""
+    out: Tensor = _StraightThrough.apply(x, quantized)  # type: ignore[no-untyped-call]
+    return out
 
 
 def fake_quantize_weight(parameter: Tensor, slot: Slot) -> Tensor:
@@ -36,7 +40,7 @@ def fake_quantize_weight(parameter: Tensor, slot: Slot) -> Tensor:
         parts = quantize_parts(rows, slot.scheme, blocks)
         values = reference.dequantize(*parts, slot.scheme.qtype.name, blocks, rows.shape[-1], parameter.dtype)
         values = slot.to_float(values)
-    return _StraightThrough.apply(parameter, values)  # type: ignore[no-untyped-call]
+    return straight_through(parameter, values)
 
 
 def absmax_scale(x: Tensor, qtype: str) -> Tensor:
@@ -62,4 +66,4 @@ def fake_quantize_activation(x: Tensor, qtype: str, scale: Tensor | None, per_sa
             peak = values.abs().amax(dim=dims, keepdim=True)
             scale = torch.where(peak == 0, 1.0, peak / q.amax)
         rounded = (reference.decode(reference.encode(values / scale, q), q) * scale).to(x.dtype)
-    return _StraightThrough.apply(x, rounded)  # type: ignore[no-untyped-call]
+    return straight_through(x, rounded)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ..quantizers import Parameters, Target
 from ..quantizers.grid import round_scale, round_zero
 from ..quantizers.spread import spread_parameters
 from ..tensor.quantize import make_target, quantize_parts
+from .activations import straight_through
 from .slot import Slot
 
 if TYPE_CHECKING:
@@ -47,19 +48,6 @@ def forget(module: QModule, name: str) -> None:
         module._parameters.pop(f"{name}_{part}", None)
 
 
-class _Stored(torch.autograd.Function):
-    """The second argument's value; the first one gets a part of the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, stored: Tensor, part: float) -> Tensor:
-        ctx.part = part
-        return stored.view_as(stored)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad * ctx.part, None, None
-
-
 def _stored(module: QModule, name: str, part: float = 1.0) -> tuple[Target, Parameters]:
     """The parameters as they would be stored; a part of the gradient passes through the rounding."""
     slot = module._slots[name]
@@ -67,11 +55,11 @@ def _stored(module: QModule, name: str, part: float = 1.0) -> tuple[Target, Para
     scale, zero = module._parameters[f"{name}_scale"], module._parameters.get(f"{name}_zero_point")
     assert scale is not None
     rounded = round_scale(scale.detach().clamp(min=0), target.scale_dtype)
-    found: Tensor = _Stored.apply(scale, rounded, part)  # type: ignore[no-untyped-call]
+    found = straight_through(scale * part, rounded)
     if zero is None or not zero.is_floating_point():
         return target, Parameters(found, zero)
     rounded = round_zero(zero.detach(), target.qtype, target.zero_dtype)
-    return target, Parameters(found, _Stored.apply(zero, rounded, part))  # type: ignore[no-untyped-call]
+    return target, Parameters(found, straight_through(zero * part, rounded))
 
 
 def values(module: QModule, name: str) -> Tensor:
@@ -90,7 +78,7 @@ def values(module: QModule, name: str) -> Tensor:
     target, p = _stored(module, name, (rows.numel() / max(scales.numel(), 1) * q.qmax) ** -0.5)
     scale, zero = spread_parameters(p, target, rows)
     steps = (rows / scale if zero is None else rows / scale + zero).clamp(q.qmin, q.qmax)
-    elements = _Stored.apply(steps, steps.detach().round(), 1.0)  # type: ignore[no-untyped-call]
+    elements = straight_through(steps, steps.detach().round())
     found = (elements if zero is None else elements - zero) * scale
     return slot.to_float(found.to(parameter.dtype))
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def sensitivity(
         tuple(layer.weight.numel() for layer in layers),
         schemes,
         tuple(tuple(known[layer.name][names[s]] for s in schemes) for layer in layers),
-        tuple(tuple(stored_bits(layer, _placed(s, calibrated)) for s in schemes) for layer in layers),
+        tuple(tuple(stored_bits(layer, s.fitted() if calibrated else s) for s in schemes) for layer in layers),
         "nats of divergence per prediction, second order" if batches is not None else "noise over signal of weights",
     )
 
@@ -126,9 +126,9 @@ def _measure(
     if calibrated and batches is not None:
         from .calibrated import calibrated_codes  # imports every algorithm
 
-        codes_of = calibrated_codes(model, layers, schemes, batches, progress)
-        return second_order(model, codes_of, batches, objective or drawn_targets(), progress)
-    coded = [(layer, [encode(layer, s) for s in schemes]) for layer in track(layers, "quantize", enabled=progress)]
+        coded = calibrated_codes(model, layers, schemes, batches, progress)
+    else:
+        coded = [(layer, [encode(layer, s) for s in schemes]) for layer in track(layers, "quantize", enabled=progress)]
     if batches is not None:
         return second_order(model, coded, batches, objective or drawn_targets(), progress)
     out = []
@@ -137,12 +137,6 @@ def _measure(
         signal = rows.square().sum().item() or 1.0
         out.append([(c.dequantize().float() - rows).square().sum().item() / signal for c in codes])
     return out
-
-
-def _placed(scheme: Scheme, calibrated: bool) -> Scheme:
-    """The scheme with the zero points that calibrated rounding places."""
-    open_ = calibrated and scheme.algorithm is None and not scheme.is_symmetric
-    return replace(scheme, algorithm="mse") if open_ else scheme
 
 
 def _id(scheme: Scheme) -> str:
