@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from quanto import packing
+from quanto.contracts import check_scales
 from quanto.qtypes import get_qtype
 
-__all__ = ["KINDS", "NONE", "SUFFIXES", "TABLES", "TYPES", "Operand", "aligned", "floating", "operand"]
+__all__ = ["KINDS", "NONE", "SUFFIXES", "TABLES", "TYPES", "Operand", "aligned", "beside", "floating", "operand"]
 
 #: the part of a kernel's name that says how elements are decoded, by qtype.
 KINDS = {
@@ -102,6 +103,13 @@ def floating(name: str, x: Tensor) -> None:
         raise TypeError(f"{name} must be float32, float16 or bfloat16, got {x.dtype}")
 
 
+def beside(what: str, device: torch.device, **tensors: Tensor | None) -> None:
+    """Raises ValueError, naming the argument, if a tensor is elsewhere than `what` is."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, {what} is on {device}")
+
+
 def operand(
     codes: Tensor,
     scale: Tensor,
@@ -124,9 +132,7 @@ def operand(
         ValueError: if a tensor is elsewhere, or of a shape that does not fit the others.
     """
     q = get_qtype(qtype)
-    for name, tensor in (("scale", scale), ("zero_point", zero), ("global_scale", shared)):
-        if tensor is not None and tensor.device != codes.device:
-            raise ValueError(f"{name} is on {tensor.device}, codes is on {codes.device}")
+    beside("codes", codes.device, scale=scale, zero_point=zero, global_scale=shared)
     if codes.dtype != q.storage:
         raise TypeError(f"codes must be {q.storage} for {q.name}, got {codes.dtype}")
     if codes.ndim != 2:
@@ -139,10 +145,7 @@ def operand(
     rows = codes.shape[0]
     block_rows, group = (max(rows, 1), max(size, 1)) if not block else (block[0], min(block[1], max(size, 1)))
     groups = -(-size // group)
-    need = () if not block else (-(-rows // block_rows), groups)
-    for name, tensor in (("scale", scale), ("zero_point", zero)):
-        if tensor is not None and tuple(tensor.shape) != need:
-            raise ValueError(f"{name} must have shape {need} for block_size {list(block)}, got {tuple(tensor.shape)}")
+    check_scales(scale, zero, (rows, size), block)
     if shared is not None:
         scale = scale.float() * shared
     return Operand(

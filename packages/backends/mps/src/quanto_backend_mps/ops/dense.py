@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..library import launch
-from ..weights import SUFFIXES, Operand, floating, operand
+from ..weights import SUFFIXES, Operand, beside, floating, operand
 
 __all__ = ["Dense", "decoded", "dequantize", "embedding", "linear_by_parts", "linear_input_grad"]
 
@@ -86,8 +86,7 @@ def embedding(
     dtype: torch.dtype,
 ) -> Tensor:
     """The operator. An index that the table does not have gives a row of NaN: looking costs a synchronization."""
-    if indices.device != codes.device:
-        raise ValueError(f"indices is on {indices.device}, codes is on {codes.device}")
+    beside("codes", codes.device, indices=indices)
     w = operand(codes, scale, zero, shared, qtype, block, size, "the weight")
     rows = indices.reshape(-1).to(torch.int64).contiguous()
     out = torch.empty(rows.shape[0], size, dtype=dtype, device=codes.device)
@@ -127,8 +126,7 @@ def linear_input_grad(
     w = operand(codes, scale, zero, shared, qtype, block, size, "the weight")
     if grad.shape[-1] != w.rows:
         raise ValueError(f"grad has {grad.shape[-1]} features, the weight has {w.rows} rows")
-    if grad.device != codes.device:
-        raise ValueError(f"grad is on {grad.device}, codes is on {codes.device}")
+    beside("codes", codes.device, grad=grad)
     g = grad.reshape(-1, w.rows)
     step = max(_PART // max(w.rows, 1) // 8, 1) * 8
     if step >= size:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from quanto import packing, reference
+from quanto.contracts import check_scales
 from quanto.qtypes import get_qtype
 
 from ..library import launch
-from ..weights import KINDS, NONE, SUFFIXES, TABLES, TYPES, floating
+from ..weights import KINDS, NONE, SUFFIXES, TABLES, TYPES, beside, floating
 
 __all__ = ["Bits", "Encode", "dynamic_quantize", "pack", "quantize", "unpack"]
 
@@ -54,9 +55,7 @@ def quantize(
 ) -> Tensor:
     """The operator, for two dimensions, and for any number of them with one scale for everything."""
     floating("x", x)
-    for name, tensor in (("scale", scale), ("zero_point", zero), ("global_scale", shared)):
-        if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x is on {x.device}")
+    beside("x", x.device, scale=scale, zero_point=zero, global_scale=shared)
     q = get_qtype(qtype)
     size = x.shape[-1]
     stride = packing.packed_size(size, q.bits)
@@ -66,10 +65,7 @@ def quantize(
     rows = x.numel() // size
     block_rows, group = (block[0], min(block[1], size)) if block else (rows, size)
     groups = -(-size // group)
-    need = (-(-rows // block_rows), groups) if block else ()
-    for name, tensor in (("scale", scale), ("zero_point", zero)):
-        if tensor is not None and tuple(tensor.shape) != need:
-            raise ValueError(f"{name} must have shape {need} for block_size {list(block)}, got {tuple(tensor.shape)}")
+    check_scales(scale, zero, (rows, size), block)
     factor = (scale if shared is None else scale.float() * shared).contiguous()
     zeros = factor if zero is None else zero.contiguous()
     types = TYPES[factor.dtype], NONE if zero is None else TYPES[zeros.dtype]

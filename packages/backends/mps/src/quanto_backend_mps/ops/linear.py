@@ -13,7 +13,7 @@ from quanto import reference
 from quanto.qtypes import get_qtype
 
 from ..library import launch
-from ..weights import NONE, SUFFIXES, TYPES, Operand, aligned, floating, operand
+from ..weights import NONE, SUFFIXES, TYPES, Operand, aligned, beside, floating, operand
 from .dense import linear_by_parts
 
 __all__ = ["FUSED_TOKENS", "GEMV_TOKENS", "Linear", "linear", "multiply", "scaled_linear"]
@@ -133,8 +133,7 @@ def scaled_linear(
     """The operator on int8 activations: their products are summed as floats, which hold them exactly up to 2**24."""
     if x_codes.dtype != torch.int8:
         raise TypeError(f"x_codes must be int8, got {x_codes.dtype}")
-    if x_scale.device != x_codes.device:
-        raise ValueError(f"x_scale is on {x_scale.device}, x_codes is on {x_codes.device}")
+    beside("x_codes", x_codes.device, x_scale=x_scale)
     w = _weight(x_codes, "x_codes", codes, scale, zero, shared, bias, qtype, block)
     shape = (*x_codes.shape[:-1], w.rows)
     wide = dtype if out_scale is None else torch.float32
@@ -164,9 +163,7 @@ def _weight(
     block: Sequence[int],
 ) -> Operand:
     """The weight of a product, checked together with what it meets."""
-    for what, tensor in ((name, x), ("bias", bias)):
-        if tensor is not None and tensor.device != codes.device:
-            raise ValueError(f"{what} is on {tensor.device}, codes is on {codes.device}")
+    beside("codes", codes.device, **{name: x, "bias": bias})
     w = operand(codes, scale, zero, shared, qtype, block, x.shape[-1], name)
     if bias is not None and bias.shape != (w.rows,):
         raise ValueError(f"bias must have shape {(w.rows,)}, got {tuple(bias.shape)}")
