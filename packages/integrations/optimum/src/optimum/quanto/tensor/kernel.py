@@ -6,16 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quanto.qtypes import get_qtype
 from quanto.weight import Weight, make_key
 
 __all__ = ["codes_of", "of_rows"]
-
-_NAMES = {
-    torch.int8: "int8",
-    torch.float8_e4m3fn: "float8_e4m3fn",
-    torch.float8_e4m3fnuz: "float8_e4m3fnuz",
-    torch.float8_e5m2: "float8_e5m2",
-}
 
 
 def codes_of(data: Tensor) -> Tensor:
@@ -31,7 +25,7 @@ def of_rows(data: Tensor, scale: Tensor, dtype: torch.dtype) -> Weight:
         scale: `[out, 1]`, or of one element.
         dtype: of the scale that operators see.
     """
-    codes, name = codes_of(data), _NAMES[data.dtype]
+    codes, name = codes_of(data), get_qtype(data.dtype).name
     rows, size = codes.shape
     block = (1, size) if scale.numel() == rows else ()
     scale = scale.to(dtype).reshape((rows, 1) if block else ())
