@@ -42,7 +42,8 @@ class AbsmaxQuantizer(Quantizer):
         values = (
             x if x.dtype.itemsize > 1 else x.to(compute)
         )  # the largest is exact in any dtype: no copy of x in float32
-        peak = block_reduce(values.abs(), target.block_size).to(compute)
+        low, high = (block_reduce(values, target.block_size, minimum=m) for m in (True, False))
+        peak = torch.maximum(high, -low).to(compute)
         if q.two_level:
             return self._two_levels(peak, target)
         scale = torch.where(peak == 0, 1.0, peak / q.amax)

@@ -61,7 +61,32 @@ class Quantizer(ABC):
 
     def codes(self, x: Tensor, target: Target, p: Parameters) -> Tensor:
         """Packed codes of `x` under the parameters; nearest code by default."""
-        return reference.quantize(x, p.scale, p.zero_point, p.global_scale, target.qtype.name, target.block_size)
+        rows = _rows_at_once(x, target.block_size)
+        if rows >= x.shape[0]:
+            return reference.quantize(x, *p, target.qtype.name, target.block_size)
+        return torch.cat([_codes_from(i, rows, x, target, p) for i in range(0, x.shape[0], rows)])
+
+
+#: elements rounded at a time; the temporaries of a large weight would be several times as large as the weight itself.
+_PART = 1 << 21
+
+
+def _rows_at_once(x: Tensor, block_size: tuple[int, ...]) -> int:
+    """Indices of the first dimension that make a part: whole blocks, or all where x is not large or one is traced."""
+    if x.ndim < 2 or torch.compiler.is_compiling() or x.numel() <= _PART:
+        return x.shape[0]
+    unit = block_size[0] if block_size else 1
+    return max(_PART * x.shape[0] // (x.numel() * unit), 1) * unit
+
+
+def _codes_from(first: int, rows: int, x: Tensor, target: Target, p: Parameters) -> Tensor:
+    scale, zero, shared = p
+    if target.block_size:
+        blocks = slice(first // target.block_size[0], -(-(first + rows) // target.block_size[0]))
+        scale, zero = scale[blocks], None if zero is None else zero[blocks]
+    part = x[first : first + rows]
+    size = (min(target.block_size[0], part.shape[0]), *target.block_size[1:]) if target.block_size else ()
+    return reference.quantize(part, scale, zero, shared, target.qtype.name, size)
 
 
 #: algorithms by name; plugins add theirs through the `register_quantizers` hook.
