@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import quanto
 from quanto import ops, reference
+from quanto.nonlinearity import NONLINEARITIES
 from quanto.weight import Weight
 
 OPERATORS = torch.ops.quanto_core
@@ -58,12 +59,12 @@ def _linear(name: str, *shape: int, bias: bool = True) -> list[Any]:
     return [_randn(*(shape or (2, 3)), 40, seed=1), *w[:4], _randn(6) if bias else None, w.qtype, w.block_size]
 
 
-def _scaled(name: str, out: bool, static: bool = False) -> list[Any]:
+def _scaled(name: str, out: bool, static: bool = False, *nonlinearity: str) -> list[Any]:
     w = _weight(name)
     codes, scale = _activations("int8", 2, 3, 40)
     scale = torch.tensor(0.02) if static else scale
     out_scale = torch.tensor(0.1) if out else None
-    return [codes, scale, *w[:4], _randn(6), "int8", w.qtype, w.block_size, out_scale, torch.bfloat16]
+    return [codes, scale, *w[:4], _randn(6), "int8", w.qtype, w.block_size, out_scale, torch.bfloat16, *nonlinearity]
 
 
 def _grouped(name: str) -> list[Any]:
@@ -81,7 +82,7 @@ ARGUMENTS: dict[str, Callable[[str], list[list[Any]]]] = {
     "dynamic_quantize": lambda name: [[_randn(2, 3, 40), _weight(name).qtype, torch.float32]],
     "linear": lambda name: [_linear(name), _linear(name, 0, bias=False), _linear(name, 5)],
     "linear_input_grad": lambda name: [[_randn(2, 3, 6), *_weight(name)[:7]]],
-    "scaled_linear": lambda name: [_scaled(name, False), _scaled(name, True), _scaled(name, False, static=True)],
+    "scaled_linear": lambda name: [_scaled(name, False), _scaled(name, True), _scaled(name, True, True, "gelu")],
     "grouped_linear": lambda name: [_grouped(name)],
     "embedding": lambda name: [[torch.tensor([[0, 5], [3, 3]]), *_weight(name)[:7], torch.bfloat16]],
 }
@@ -211,6 +212,34 @@ def test_gradients_pass_straight_through_the_rounding_of_activations(
     error = (x.grad.double() - grad.double() @ values).abs()
     assert (error <= tolerance * (grad.double().abs() @ values.abs())).all()
     torch.testing.assert_close(bias.grad.double(), grad.double().sum((0, 1)), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("scale", [None, torch.tensor(0.02)], ids=["dynamic", "static"])
+def test_nonlinearities_join_the_product(nonlinearity: str, scale: Tensor | None) -> None:
+    w, x, bias = _weight("int8 channel"), _randn(2, 3, 40, seed=1), _randn(6)
+    after = NONLINEARITIES[nonlinearity]
+    want = after(ops.quantized_linear(x, w, bias, "int8", scale))
+    assert torch.equal(ops.quantized_linear(x, w, bias, "int8", scale, nonlinearity), want)
+    trained = x.clone().requires_grad_()
+    y = ops.quantized_linear(trained, w, bias, "int8", scale, nonlinearity)
+    assert torch.equal(y, want)
+    y.sum().backward()
+    plain = x.clone().requires_grad_()
+    after(ops.quantized_linear(plain, w, bias, "int8", scale)).sum().backward()
+    assert torch.equal(trained.grad, plain.grad)
+
+
+def test_an_unknown_nonlinearity_is_refused() -> None:
+    arguments = _scaled("int8 channel", False)
+    calls = (
+        lambda: OPERATORS.scaled_linear(*arguments, "tanh"),
+        lambda: OPERATORS.scaled_linear(*(a.to("meta") if isinstance(a, Tensor) else a for a in arguments), "tanh"),
+        lambda: ops.quantized_linear(_randn(2, 40), _weight("int8 channel"), None, "int8", None, "tanh"),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="nonlinearity must be one of relu, gelu, gelu_tanh, silu or empty, got"):
+            call()
 
 
 def test_only_wanted_gradients_are_made() -> None:

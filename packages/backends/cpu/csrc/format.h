@@ -29,6 +29,9 @@ enum class Code { kInt8, kInt4, kInt3, kInt2, kTable4, kSmallTable, kE4M3, kE5M2
 // Element types of scales, zero points, activations and results.
 enum class Type { kNone, kFloat, kBFloat16, kHalf, kInt8 };
 
+// What a result goes through at the end.
+enum class Nonlinearity { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+
 struct Format {
   Code code;
   int bits;

@@ -54,10 +54,11 @@ template <bool kPanels>
 Tensor scaled_linear(const Tensor& x_codes, const Tensor& x_scale, const Tensor& codes, const Tensor& scale,
                      const std::optional<Tensor>& zero, const std::optional<Tensor>& global, const std::optional<Tensor>& bias,
                      const std::string& x_qtype, const std::string& qtype, const std::vector<int64_t>& block,
-                     const std::optional<Tensor>& out_scale, ScalarType dtype) {
+                     const std::optional<Tensor>& out_scale, ScalarType dtype, const std::string& nonlinearity) {
   STD_TORCH_CHECK(x_qtype == "int8" && x_codes.scalar_type() == ScalarType::Char, "x_codes must be int8, got ", x_qtype);
   STD_TORCH_CHECK(x_codes.dim() > 0, "x_codes must have at least one dimension");
   const Held held = weight(codes, scale, zero, global, qtype, block, x_codes.size(-1), kPanels);
+  const Nonlinearity then = nonlinearity_of(nonlinearity);
   const ScalarType type = out_scale.has_value() ? ScalarType::Char : dtype;
   Tensor out = output_like(x_codes, held.w.n, type);
   int64_t count = 1;
@@ -80,7 +81,7 @@ Tensor scaled_linear(const Tensor& x_codes, const Tensor& x_scale, const Tensor&
     });
     x = {reinterpret_cast<const uint8_t*>(values.get()), Type::kFloat, count};
   }
-  run(kernels(), held.w, x, integer ? Way::kInteger : Way::kFloat, static_cast<uint8_t*>(out.mutable_data_ptr()), type_of(type, "dtype"), b.get(), result_scale);
+  run(kernels(), held.w, x, integer ? Way::kInteger : Way::kFloat, static_cast<uint8_t*>(out.mutable_data_ptr()), type_of(type, "dtype"), b.get(), result_scale, then);
   return out;
 }
 

@@ -56,6 +56,7 @@ struct Output {
   Type type = Type::kFloat;
   const float* bias = nullptr;
   float scale = 0;  // int8: of the result
+  Nonlinearity then = Nonlinearity::kNone;
 };
 
 // Input positions whose integers are decoded at once, at the most.

@@ -27,7 +27,7 @@ int small_tile(int64_t rows, int largest, bool six) {
 }  // namespace
 
 void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_t* out, Type out_type, const float* bias,
-         float out_scale) {
+         float out_scale, Nonlinearity then) {
   const int width = kernels.width;
   const bool integer = way == Way::kInteger;
   const int64_t at_once = rows_at_once(w, x.count, integer, integer ? kernels.integer_tile : kernels.exact_tile);
@@ -35,7 +35,7 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     Activations a;
     a.rows = std::min(at_once, x.count - first);
     const uint8_t* rows = x.data + first * w.k * size_of(x.type);
-    Output output{out + first * w.n * size_of(out_type), out_type, bias, out_scale};
+    Output output{out + first * w.n * size_of(out_type), out_type, bias, out_scale, then};
     const bool few = integer ? a.rows <= kernels.few_tile : way == Way::kFloat && a.rows <= kernels.small_tile;
     a.few = few;
     a.tile = few ? small_tile(a.rows, integer ? kernels.few_tile : kernels.small_tile, integer && kernels.halves)
@@ -82,7 +82,7 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
       }
     });
     if (!finite) {  // infinity and NaN have no int8, and infinite sums cannot be taken off again
-      run(kernels, w, {rows, x.type, a.rows}, Way::kBlocks, static_cast<uint8_t*>(output.data), out_type, bias, out_scale);
+      run(kernels, w, {rows, x.type, a.rows}, Way::kBlocks, static_cast<uint8_t*>(output.data), out_type, bias, out_scale, then);
       continue;
     }
     const auto kernel = integer ? kernels.integer : few ? kernels.small : kernels.exact;

@@ -68,6 +68,6 @@ enum class Way { kInteger, kFloat, kBlocks };
 
 // Multiplies every row of x with the weight: out [rows, n].
 void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_t* out, Type out_type, const float* bias,
-         float out_scale);
+         float out_scale, Nonlinearity then = Nonlinearity::kNone);
 
 }  // namespace quanto

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "decode.h"
+#include "nonlinearity.h"
 
 namespace quanto {
 namespace {
@@ -85,10 +86,17 @@ void store_row(const Weight& w, const Output& out, const Panel& p, int64_t panel
   const int64_t first = panel * kRows;
   const int count = static_cast<int>(std::min<int64_t>(kRows, w.n - first));
   if (out.bias && count == kRows) y = V::add(y, V::load(out.bias + first));
+  const bool late = out.bias && count < kRows;
+  if (out.then != Nonlinearity::kNone && !late) {
+    V::store(values, y);
+    go_through(out.then, values);
+    y = V::load(values);
+  }
   if (count == kRows && V::store_as(out.data, row * w.n + first, out.type, y, out.scale)) return;
   V::store(values, y);
-  if (out.bias && count < kRows) {
+  if (late) {
     for (int i = 0; i < count; ++i) values[i] += out.bias[first + i];
+    go_through(out.then, values);
   }
   for (int i = 0; i < count; ++i) V::store_one(out.data, row * w.n + first + i, out.type, values[i], out.scale);
 }

@@ -39,6 +39,15 @@ void check_floating(const Tensor& t, const char* what) {
                   " must be float32, bfloat16 or float16");
 }
 
+Nonlinearity nonlinearity_of(const std::string& name) {
+  if (name.empty()) return Nonlinearity::kNone;
+  if (name == "relu") return Nonlinearity::kRelu;
+  if (name == "gelu") return Nonlinearity::kGelu;
+  if (name == "gelu_tanh") return Nonlinearity::kGeluTanh;
+  STD_TORCH_CHECK(name == "silu", "nonlinearity must be one of relu, gelu, gelu_tanh, silu or empty, got ", name);
+  return Nonlinearity::kSilu;
+}
+
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // The numbers of a tensor in a row; `made` holds them where they have to be copied.

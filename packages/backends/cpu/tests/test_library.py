@@ -55,8 +55,8 @@ def test_operators_trace() -> None:
     ):
         torch.library.opcheck(operator(name), args)
     codes = torch.randint(-128, 128, (5, 128), dtype=torch.int8)
-    for out_scale in (None, torch.tensor(0.5)):
-        args = (codes, torch.rand(5, 1), *w.panels, None, "int8", *tail, out_scale, torch.float32)
+    for out_scale, more in ((None, ()), (torch.tensor(0.5), ("gelu",))):
+        args = (codes, torch.rand(5, 1), *w.panels, None, "int8", *tail, out_scale, torch.float32, *more)
         torch.library.opcheck(operator("scaled_linear_panels"), args)
         torch.library.opcheck(operator("scaled_linear"), (*args[:2], *w.canonical, *args[6:]))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import packing
 from .blocks import scale_shape
+from .nonlinearity import check_nonlinearity
 from .qtypes import get_qtype
 from .weight import Weight
 
@@ -133,8 +134,11 @@ def _scaled_linear(
     x_qtype: str,
     qtype: str,
     block: Any,
-    *_: Any,
+    out_scale: Any,
+    dtype: torch.dtype,
+    nonlinearity: str = "",
 ) -> None:
+    check_nonlinearity(nonlinearity)
     _check_product(x_codes, "x_codes", codes, scale, zero, shared, qtype, block)
     _check_bias(bias, codes)
 

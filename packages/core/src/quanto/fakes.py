@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import packing
 from .contracts import check_inner
+from .nonlinearity import check_nonlinearity
 from .qtypes import get_qtype
 
 __all__ = ["FAKES"]
@@ -66,7 +67,9 @@ def scaled_linear(
     block: list[int],
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    nonlinearity: str = "",
 ) -> Tensor:
+    check_nonlinearity(nonlinearity)
     check_inner(x_codes, codes, qtype, "x_codes")
     return x_codes.new_empty(
         (*x_codes.shape[:-1], codes.shape[0]), dtype=dtype if out_scale is None else get_qtype(x_qtype).storage

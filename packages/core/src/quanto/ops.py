@@ -20,9 +20,19 @@ from . import packing, reference
 from .contracts import CHECKS
 from .fakes import FAKES
 from .kernels.registry import kernels
+from .nonlinearity import apply, check_nonlinearity
 from .weight import CANONICAL, Weight
 
-__all__ = ["FAKES", "SCHEMAS", "dequantize", "embedding", "grouped_linear", "linear", "quantized_linear"]
+__all__ = [
+    "FAKES",
+    "SCHEMAS",
+    "dequantize",
+    "embedding",
+    "grouped_linear",
+    "linear",
+    "quantized_linear",
+    "scaled_linear",
+]
 
 _WEIGHT = "Tensor codes, Tensor scale, Tensor? zero_point, Tensor? global_scale"
 
@@ -41,9 +51,10 @@ SCHEMAS: dict[str, str] = {
     "linear": f"(Tensor x, {_WEIGHT}, Tensor? bias, str qtype, int[] block_size) -> Tensor",
     # grad [… , N] -> [… , size]
     "linear_input_grad": f"(Tensor grad, {_WEIGHT}, str qtype, int[] block_size, int size) -> Tensor",
-    # x_codes [… , K], x_scale [] or [… , 1] -> [… , N] of dtype, or its codes where out_scale is given
+    # x_codes [… , K], x_scale [] or [… , 1] -> [… , N] of dtype, or its codes where out_scale is given; through
+    # a function of quanto.nonlinearity before it is rounded
     "scaled_linear": f"(Tensor x_codes, Tensor x_scale, {_WEIGHT}, Tensor? bias, str x_qtype, str qtype,"
-    " int[] block_size, Tensor? out_scale, ScalarType dtype) -> Tensor",
+    ' int[] block_size, Tensor? out_scale, ScalarType dtype, str nonlinearity="") -> Tensor',
     # x [T, K] sorted by expert, weight [E, N, K], offsets int32 [E] -> [T, N]
     "grouped_linear": f"(Tensor x, {_WEIGHT}, Tensor? bias, Tensor offsets, str qtype, int[] block_size) -> Tensor",
     # indices […], weight [V, size] -> [… , size] of dtype
@@ -160,7 +171,7 @@ def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
 
 
 def quantized_linear(
-    x: Tensor, w: Weight, bias: Tensor | None, activations: str, scale: Tensor | None = None
+    x: Tensor, w: Weight, bias: Tensor | None, activations: str, scale: Tensor | None = None, nonlinearity: str = ""
 ) -> Tensor:
     """`linear` on activations quantized on the way.
 
@@ -170,16 +181,23 @@ def quantized_linear(
         bias: `[out]` or None.
         activations: their qtype.
         scale: `[]`, static; None quantizes each token with its own scale.
+        nonlinearity: `"relu"`, `"gelu"`, `"gelu_tanh"` or `"silu"` of the result, in the same pass; `""` is none.
 
     Returns:
         `[…, out]` in x's dtype. Its gradient passes straight through the rounding of x.
+
+    Raises:
+        RuntimeError: if the last dimension of x is not `in`.
+        ValueError: if there is no such nonlinearity.
     """
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        return _Linear.apply(x, bias, activations, scale, *w)  # type: ignore[no-untyped-call]
-    return _call_quantized(x, w, bias, activations, scale)
+        return apply(_Linear.apply(x, bias, activations, scale, *w), nonlinearity)  # type: ignore[no-untyped-call]
+    return _call_quantized(x, w, bias, activations, scale, nonlinearity)
 
 
-def _call_quantized(x: Tensor, w: Weight, bias: Tensor | None, activations: str, scale: Tensor | None) -> Tensor:
+def _call_quantized(
+    x: Tensor, w: Weight, bias: Tensor | None, activations: str, scale: Tensor | None, nonlinearity: str = ""
+) -> Tensor:
     _check_features(x, w)  # of x, not of codes: torch 2.11 cannot trace a size that turns constant within `_Linear`
     if scale is None:
         codes, scale = _calls[_kernel("dynamic_quantize", _activation_key(activations), x.device.type, x.dtype)](
@@ -187,7 +205,7 @@ def _call_quantized(x: Tensor, w: Weight, bias: Tensor | None, activations: str,
         )
     else:
         codes = torch.ops.quanto_core.quantize(x, scale, None, None, activations, [])
-    return scaled_linear(codes, scale, w, bias, activations, None, x.dtype)
+    return scaled_linear(codes, scale, w, bias, activations, None, x.dtype, nonlinearity)
 
 
 def _check_features(x: Tensor, w: Weight) -> None:
@@ -207,16 +225,20 @@ def scaled_linear(
     activations: str,
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    nonlinearity: str = "",
 ) -> Tensor:
-    """The `scaled_linear` operator by the best kernel; no gradient.
+    """The `scaled_linear` operator by the best kernel; no gradient. See `quanto.reference.scaled_linear`.
 
     Raises:
         RuntimeError: if the last dimension of codes is not the weight's.
+        ValueError: if there is no such nonlinearity.
     """
+    check_nonlinearity(nonlinearity)
     _check_features(codes, w)
     call = _calls[_kernel("scaled_linear", w.key, codes.device.type, dtype, activations)]
     weight = (w.codes, w.scale, w.zero_point, w.global_scale)
-    return call(codes, scale, *weight, bias, activations, w.qtype, w.block_size, out_scale, dtype)
+    args = (codes, scale, *weight, bias, activations, w.qtype, w.block_size, out_scale, dtype)
+    return call(*args, nonlinearity) if nonlinearity else call(*args)
 
 
 class _Linear(torch.autograd.Function):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from . import packing
 from .blocks import merge, split, spread
+from .nonlinearity import apply
 from .qtypes import QType, get_qtype
 
 __all__ = [
@@ -223,6 +224,7 @@ def scaled_linear(
     block_size: Sequence[int],
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    nonlinearity: str = "",
 ) -> Tensor:
     """Linear layer on quantized activations.
 
@@ -234,6 +236,7 @@ def scaled_linear(
         x_scale: `[]` (static, per tensor) or `[..., 1]` (dynamic, per token).
         out_scale: if given, the result is rescaled to it and returned as codes of `x_qtype`.
         dtype: of the result where `out_scale` is None.
+        nonlinearity: what the sum goes through before it is rounded; see `quanto.nonlinearity`.
     """
     xq, wq = get_qtype(x_qtype), get_qtype(qtype)
     size = x_codes.shape[-1]
@@ -254,7 +257,7 @@ def scaled_linear(
         y = (x @ weight.T) * xs
         if bias is not None:
             y = y + bias.float()
-    y = y.reshape(*lead, y.shape[-1])
+    y = apply(y, nonlinearity).reshape(*lead, y.shape[-1])
     if out_scale is None:
         return y.to(dtype)
     return encode(y / out_scale.float(), xq)

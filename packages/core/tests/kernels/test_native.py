@@ -115,7 +115,7 @@ def test_static_output_is_rescaled_to_codes(spec: KernelSpec) -> None:
         weight = tuple(None if t is None else t.to(request.device) for t in random_weight(request, generator))
         args, _ = arguments(request, weight, 9, generator)  # type: ignore[arg-type]
         args[1] = torch.tensor(0.02, device=request.device)
-        args[-2] = torch.tensor(0.1, device=request.device)
+        args[-3] = torch.tensor(0.1, device=request.device)
         want, got = kernels.specs["reference.scaled_linear"].fn(*args), spec.fn(*args)
         assert got.dtype == want.dtype
         if spec.qtypes == {"int8"}:
@@ -183,9 +183,9 @@ def test_wrappers_of_gpu_kernels_compute_right(op: str, qtype: str, tokens: int,
             pytest.skip("torch._scaled_mm of this torch takes no scale per row on a CPU")
     tolerance = default_tolerance(torch.bfloat16)
     for bias in (args[6], None):
-        args[6], args[-2] = bias, None
+        args[6], args[-3] = bias, None
         assert compare_result(request, args, call(*args), reference.scaled_linear(*args), tolerance) is None
-        args[-2] = torch.tensor(0.1)
+        args[-3] = torch.tensor(0.1)
         got, want = call(*args), reference.scaled_linear(*args)
         assert got.dtype == want.dtype
         if op == "int_mm":

@@ -201,7 +201,7 @@ def test_the_sentence_names_request_and_element() -> None:
     assert "the reference has" in sentence
 
 
-def saturates(x_codes, x_scale, codes, scale, zero, shared, bias, x_qtype, qtype, block, out_scale, dtype):
+def saturates(x_codes, x_scale, codes, scale, zero, shared, bias, x_qtype, qtype, block, out_scale, dtype, _=""):
     """As x86's `vpmaddubsw` does: pairs of products of unsigned and signed bytes, in 16 bits."""
     shifted = (x_codes.float() + 128, codes.float())
     a, b = (torch.nn.functional.pad(t, (0, t.shape[-1] % 2)).unflatten(-1, (-1, 2)) for t in shifted)
@@ -218,14 +218,21 @@ def quanto_qtype(name: str) -> Any:
 
 
 def ignores_the_output_scale(*args: Any) -> Tensor:
-    if args[-2] is None:
-        return SCALED(*args)
-    return SCALED(*args[:-2], args[-2] * 1.05, args[-1])
+    *before, out_scale, dtype, nonlinearity = args
+    return SCALED(*before, None if out_scale is None else out_scale * 1.05, dtype, nonlinearity)
+
+
+def takes_another_gelu(*args: Any) -> Tensor:
+    return SCALED(*args[:-1], {"gelu": "silu"}.get(args[-1], args[-1]))
 
 
 @pytest.mark.parametrize(
     ("fn", "check"),
-    [(saturates, "survives_extreme_codes"), (ignores_the_output_scale, "takes_static_scales_and_rescales")],
+    [
+        (saturates, "survives_extreme_codes"),
+        (ignores_the_output_scale, "takes_static_scales_and_rescales"),
+        (takes_another_gelu, "applies_nonlinearities"),
+    ],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_wrong_scaled_linear_fails(fn, check) -> None:

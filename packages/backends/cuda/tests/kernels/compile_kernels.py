@@ -190,6 +190,7 @@ def run() -> None:
                     list(w.block_size),
                     out_scale,
                     x.dtype,
+                    "silu" if static else "",
                 )
     w = quanto.quantize_tensor(torch.randn(256, 512, dtype=torch.bfloat16), "int4")
     codes, scale = encode.dynamic_quantize(torch.randn(3, 512).half(), "int8", torch.float32)
@@ -206,6 +207,7 @@ def run() -> None:
         list(w.block_size),
         None,
         torch.float16,
+        "gelu",
     )
     for bits in (2, 3, 4):
         packed = encode.pack(torch.randint(0, 1 << bits, (9, 24), dtype=torch.uint8), bits)

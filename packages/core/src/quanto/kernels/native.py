@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import ops, reference
+from ..nonlinearity import apply
 from ..qtypes import get_qtype
 from . import int4pack
 from .registry import KernelRegistry
@@ -93,18 +94,19 @@ def _scaled_linear_int_mm(
     block: Sequence[int],
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    nonlinearity: str = "",
 ) -> Tensor:
     rows = x_codes.reshape(-1, x_codes.shape[-1]).contiguous()
     count = rows.shape[0]
     if count == 0:
         args = (x_codes, x_scale, codes, scale, zero, shared, bias, x_qtype, qtype, block, out_scale, dtype)
-        return reference.scaled_linear(*args)
+        return reference.scaled_linear(*args, nonlinearity)
     if rows.device.type != "cpu" and count <= 16:  # cuBLAS wants more than 16 rows
         rows = torch.nn.functional.pad(rows, (0, 0, 0, 17 - count))
     total = torch._int_mm(rows, codes.t())[:count]
     xs = x_scale.float().reshape(-1, 1) if x_scale.ndim else x_scale.float()
     y = reference.rescale(total, xs, scale.float().reshape(1, -1), bias)
-    y = y.reshape(*x_codes.shape[:-1], -1)
+    y = apply(y, nonlinearity).reshape(*x_codes.shape[:-1], -1)
     return y.to(dtype) if out_scale is None else reference.encode(y / out_scale.float(), get_qtype(x_qtype))
 
 
@@ -137,10 +139,11 @@ def _scaled_linear_scaled_mm(
     block: Sequence[int],
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    nonlinearity: str = "",
 ) -> Tensor:
     if x_codes.numel() == 0:
         args = (x_codes, x_scale, codes, scale, zero, shared, bias, x_qtype, qtype, block, out_scale, dtype)
-        return reference.scaled_linear(*args)
+        return reference.scaled_linear(*args, nonlinearity)
     element = torch.float8_e4m3fn
     rows = x_codes.reshape(-1, x_codes.shape[-1]).contiguous().view(element)
     scales = x_scale.float().reshape(-1, 1).expand(rows.shape[0], 1).contiguous()
@@ -152,6 +155,8 @@ def _scaled_linear_scaled_mm(
         bias=None if bias is None else bias.to(torch.bfloat16),
         out_dtype=torch.bfloat16,
     ).reshape(*x_codes.shape[:-1], -1)
+    if nonlinearity:
+        y = apply(y.float(), nonlinearity)
     return y.to(dtype) if out_scale is None else reference.encode(y.float() / out_scale.float(), get_qtype(x_qtype))
 
 

@@ -93,7 +93,7 @@ def arguments(
         return [floats(tokens, size), *weight_args, floats(experts, rows), cuts, request.qtype, blocks], 1
     if request.op == "scaled_linear":
         codes, scale = reference.dynamic_quantize(floats(tokens, size), request.activations, torch.float32)
-        tail = [floats(rows), request.activations, request.qtype, blocks, None, request.dtype]
+        tail = [floats(rows), request.activations, request.qtype, blocks, None, request.dtype, ""]
         return [codes, scale, *weight_args, *tail], 2
     if request.op == "embedding":
         indices = integers(rows, tokens, dtype=torch.int64)

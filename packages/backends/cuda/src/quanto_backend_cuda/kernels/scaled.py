@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers on quantized activations: int8 x int8, float8 x float8, int4 x int8; rescaling and bias at the end.
+"""Linear layers on quantized activations: int8 x int8, float8 x float8, int4 x int8; what follows is in their epilogue.
 
 `few` is the kernel of `quanto_backend_cuda.kernels.linear` with operands that need no decoding, or nibbles that become
 bytes; `many` the ordinary tiled product. Bound: bytes of the weight below about 128 tokens, the tensor cores above 512.
@@ -60,6 +60,20 @@ def rescaled(total, x_scale, w, bias, m, n, M, N, TOKEN: tl.constexpr, FLOAT: tl
 
 
 @triton.jit
+def through(y, THEN: tl.constexpr):
+    """`y` through a function of `quanto.nonlinearity`, by name."""
+    if THEN == "relu":
+        y = tl.where(y < 0, 0.0, y)  # NaN stays
+    elif THEN == "gelu":
+        y = 0.5 * y * (1 + tl.erf(y * 0.7071067811865476))
+    elif THEN == "gelu_tanh":
+        y = y * tl.sigmoid(1.5957691216057308 * y * (1 + 0.044715 * y * y))
+    elif THEN == "silu":
+        y = y * tl.sigmoid(y)
+    return y
+
+
+@triton.jit
 def put(y, out, out_scale, at, inside, KIND: tl.constexpr, CAST: tl.constexpr):
     """Stores floats, or codes of the scale that the next layer takes."""
     if out_scale is None:
@@ -107,6 +121,7 @@ def few(
     AHEAD: tl.constexpr,
     PDL: tl.constexpr,
     FLOAT: tl.constexpr,
+    THEN: tl.constexpr,
 ):
     """Few tokens: `out.T = W @ x.T`, the input dimension split over `KW` places of a tile and over blocks.
 
@@ -116,6 +131,7 @@ def few(
         GROUP: columns per scale; 0: per row. EVEN: K is BK C.
         AHEAD: pieces of 512 bytes to fetch into the L2 before the kernel ahead has ended.
         FLOAT: multiply in float32, for the interpreter, where x and W are float8.
+        THEN: what results go through, by name.
     """
     pm = tl.program_id(0)
     pn = tl.program_id(1)
@@ -210,7 +226,7 @@ def few(
         if GROUP == 0:
             s = tl.load(scale + rows, mask=rows < N, other=0.0).to(tl.float32)
         y = rescaled(acc, x_scale, s, bias, tokens, rows, M, N, TOKEN, X != "int8" or GROUP > 0, True)
-        put(y, out, out_scale, at, inside, X, CAST)
+        put(through(y, THEN), out, out_scale, at, inside, X, CAST)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -237,6 +253,7 @@ def many(
     STRIPE: tl.constexpr,
     STAGES: tl.constexpr,
     FLOAT: tl.constexpr,
+    THEN: tl.constexpr,
 ):
     """Many tokens: tiles of `x @ W.T`, in stripes of `STRIPE` rows of tiles so that neighbours share the L2.
 
@@ -290,4 +307,4 @@ def many(
         at = m.to(tl.int64)[:, None] * N + n[None, :]
         inside = (m < M)[:, None] & (n < N)[None, :]
     y = rescaled(acc, x_scale, s, bias, m, n, M, N, TOKEN, X != "int8", SWAP)
-    put(y, out, out_scale, at, inside, X, CAST)
+    put(through(y, THEN), out, out_scale, at, inside, X, CAST)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quanto.nonlinearity import check_nonlinearity
 from quanto.qtypes import get_qtype
 
 from ..runtime import dependent_launch, interpreted, launch, sm_count
@@ -37,10 +38,12 @@ def scaled_linear(
     block: list[int],
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    nonlinearity: str = "",
     *,
     traced: bool = False,
 ) -> Tensor:
     """The operator on canonical weights; any number of tokens."""
+    check_nonlinearity(nonlinearity)
     device = x_codes.device
     check.same_device(
         device, x_scale=x_scale, codes=codes, scale=scale, zero_point=zero, bias=bias, out_scale=out_scale
@@ -64,20 +67,20 @@ def scaled_linear(
     tile = nearest("scaled", qtype, m, n, size, device)
     if out_scale is not None and x_qtype in _FLOAT8:
         tile = _HALVES_FEW if m <= 16 else _HALVES_MANY
-    start(aligned(x), xs, weight, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced)
+    start(aligned(x), xs, weight, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced, nonlinearity)
     return out.reshape(shape)
 
 
 def start(
     x: Tensor, xs: Tensor, weight: tuple[Tensor, Tensor, Tensor | None], bias: Any, out: Tensor, out_scale: Any,
-    x_qtype: str, qtype: str, block: list[int], token: bool, tile: Tile, traced: bool,
+    x_qtype: str, qtype: str, block: list[int], token: bool, tile: Tile, traced: bool, then: str = "",
 ) -> None:  # fmt: skip
     """Starts the kernel that the tile is for, on contiguous tensors."""
     codes, scale, zero = weight
     if tile.kw > 0:
-        _few(x, xs, codes, scale, zero, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced)
+        _few(x, xs, codes, scale, zero, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced, then)
     else:
-        _many(x, xs, codes, scale, bias, out, out_scale, x_qtype, token, tile, traced)
+        _many(x, xs, codes, scale, bias, out, out_scale, x_qtype, token, tile, traced, then)
 
 
 def dissolves(x_codes: Tensor, *rest: Any) -> bool:
@@ -94,7 +97,7 @@ def _typed(x: Tensor, qtype: str) -> Tensor:
 
 def _few(
     x: Tensor, xs: Tensor, w: Tensor, ws: Tensor, zero: Tensor | None, bias: Any, out: Tensor, out_scale: Any,
-    x_qtype: str, qtype: str, block: list[int], token: bool, tile: Tile, traced: bool,
+    x_qtype: str, qtype: str, block: list[int], token: bool, tile: Tile, traced: bool, then: str,
 ) -> None:  # fmt: skip
     from ..kernels.scaled import few
 
@@ -119,13 +122,13 @@ def _few(
         TAIL=tile.kw > 1 and chunks % tile.kw > 0, CAST=casts(x.device), BN=tile.bn, BM=tile.bm, BK=tile.bk,
         KW=tile.kw, STAGES=tile.stages, SPLIT=splits > 1,
         AHEAD=tile.ahead if pdl and size % tile.bk == 0 else 0, PDL=pdl, FLOAT=interpreted() and x_qtype in _FLOAT8,
-        num_warps=tile.warps, num_stages=tile.stages, traced=traced, **options,
+        THEN=then, num_warps=tile.warps, num_stages=tile.stages, traced=traced, **options,
     )  # fmt: skip
 
 
 def _many(
     x: Tensor, xs: Tensor, w: Tensor, ws: Tensor, bias: Any, out: Tensor, out_scale: Any, x_qtype: str, token: bool,
-    tile: Tile, traced: bool,
+    tile: Tile, traced: bool, then: str,
 ) -> None:  # fmt: skip
     from ..kernels.scaled import many
 
@@ -140,6 +143,6 @@ def _many(
     launch(
         many, (-(-m // tile.bm) * -(-n // tile.bn),), a, xs, b, ws, bias, out, out_scale, m, n, size, X=x_qtype,
         TOKEN=token, EVEN=size % tile.bk == 0, CAST=casts(x.device), SWAP=tile.swap, TMA=tma, BM=tile.bm, BN=tile.bn,
-        BK=tile.bk, STRIPE=8, STAGES=tile.stages, FLOAT=interpreted() and x_qtype in _FLOAT8, num_warps=tile.warps,
-        num_stages=tile.stages, traced=traced,
+        BK=tile.bk, STRIPE=8, STAGES=tile.stages, FLOAT=interpreted() and x_qtype in _FLOAT8, THEN=then,
+        num_warps=tile.warps, num_stages=tile.stages, traced=traced,
     )  # fmt: skip

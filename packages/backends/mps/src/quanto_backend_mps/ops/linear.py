@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quanto import reference
+from quanto.nonlinearity import apply
 from quanto.qtypes import get_qtype
 
 from ..library import launch
@@ -129,14 +130,18 @@ def scaled_linear(
     block: Sequence[int],
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    nonlinearity: str = "",
 ) -> Tensor:
-    """The operator on int8 activations: their products are summed as floats, which hold them exactly up to 2**24."""
+    """The operator on int8 activations: their products are summed as floats, which hold them exactly up to 2**24.
+
+    A nonlinearity is a second pass, over float32.
+    """
     if x_codes.dtype != torch.int8:
         raise TypeError(f"x_codes must be int8, got {x_codes.dtype}")
     beside("x_codes", x_codes.device, x_scale=x_scale)
     w = _weight(x_codes, "x_codes", codes, scale, zero, shared, bias, qtype, block)
     shape = (*x_codes.shape[:-1], w.rows)
-    wide = dtype if out_scale is None else torch.float32
+    wide = dtype if out_scale is None and not nonlinearity else torch.float32
     if not x_codes.numel() or not w.rows:
         y = _of_nothing(shape, bias, wide, x_codes)
     else:
@@ -148,7 +153,8 @@ def scaled_linear(
         plus = None if bias is None else bias.contiguous()
         rows = x_codes.reshape(-1, w.size).contiguous()
         y = multiply(rows, w, plus, wide, scales, ticks).reshape(shape)
-    return y if out_scale is None else reference.encode(y / out_scale.float(), get_qtype(x_qtype))
+    y = apply(y, nonlinearity)
+    return y.to(dtype) if out_scale is None else reference.encode(y / out_scale.float(), get_qtype(x_qtype))
 
 
 def _weight(

@@ -16,6 +16,7 @@ from torch import Tensor
 from ... import reference
 from ...kernels import Request
 from ...kernels.selfcheck import check as self_check
+from ...nonlinearity import NONLINEARITIES
 from ...qtypes import get_qtype
 from ..cases import Case
 from ..problem import TOKENS, Problem, make
@@ -169,6 +170,17 @@ def takes_static_scales_and_rescales(case: Case) -> None:
         out_scale = (y.abs().max() / 2 / get_qtype(request.activations).amax).float()  # half is beyond the range
         for bias in (problem.given["bias"], None):
             verify(case, problem.having(out_scale=out_scale, bias=bias), "rescaled to codes")
+
+
+@check(lambda case: case.spec.op == "scaled_linear")
+def applies_nonlinearities(case: Case) -> None:
+    """Each function that a result may go through, to floats and to codes of the next layer's scale."""
+    for name in NONLINEARITIES:
+        problem = make(case.first, 17, seed=8).having(nonlinearity=name)
+        verify(case, problem, name)
+        y = reference.scaled_linear(*problem.given.values()).float()
+        out_scale = (y.abs().max() / get_qtype(case.first.activations).amax).float()
+        verify(case, problem.having(out_scale=out_scale), f"{name}, rescaled to codes")
 
 
 @check(lambda case: case.spec.op in TOKENS and case.spec.op != "embedding")
