@@ -10,7 +10,7 @@ from ..quantizers import Parameters, Target
 from ..quantizers.grid import nearest
 from ..quantizers.spread import spread_parameters
 
-__all__ = ["cholesky", "round_columns"]
+__all__ = ["add_products", "by_columns", "by_rows", "cholesky", "round_columns"]
 
 _COLUMNS = 128  # of a lazy batch
 
@@ -22,20 +22,26 @@ def round_columns(
 
     Args:
         weight: `[out, in]` float32.
-        hessian: `[in, in]` float32, positive definite.
+        hessian: `[in, in]` float32, positive definite; or `[groups, in, in]`, for as many parts of the rows.
         target: of the weight.
         parameters: its scales and zero points.
         act_order: whether columns with a large diagonal of the Hessian come first.
     """
-    scale, zero = spread_parameters(parameters, target, weight)
-    order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else None
+    spread = spread_parameters(parameters, target, weight)
+    hessian = hessian if hessian.ndim == 3 else hessian[None]
+    # a column of the weight is a row here, contiguous: [in, groups, out / groups]
+    work, scale, zero = (None if t is None else by_columns(t, len(hessian)) for t in (weight, *spread))
+    assert work is not None
+    assert scale is not None
+    order = hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True) if act_order else None
     if order is not None:
-        weight, hessian, scale = weight[:, order], hessian[order][:, order], scale[:, order]
-        zero = None if zero is None else zero[:, order]
+        hessian = hessian.gather(1, order[:, :, None].expand_as(hessian))
+        hessian = hessian.gather(2, order[:, None, :].expand_as(hessian))
+        index = order.T[:, :, None].expand_as(work)
+        work, scale = work.gather(0, index), scale.gather(0, index)
+        zero = None if zero is None else zero.gather(0, index)
     # The upper Cholesky factor of the inverse: its row i says how the error of column i spreads to the later ones.
-    factor = cholesky(torch.cholesky_inverse(cholesky(hessian))).T.contiguous()
-    work = weight.T.contiguous()  # a column of the weight is a row here, contiguous
-    scale, zero = scale.T.contiguous(), None if zero is None else zero.T.contiguous()
+    factor = cholesky(torch.cholesky_inverse(cholesky(hessian))).mT.contiguous()
     elements = torch.empty_like(work)
     for start in range(0, len(work), _COLUMNS):
         end = min(start + _COLUMNS, len(work))
@@ -44,25 +50,42 @@ def round_columns(
             steps = work[i] / scale[i]
             element = nearest(steps if zero is None else steps.add_(zero[i]), target.qtype)
             value = (element if zero is None else element - zero[i]) * scale[i]
-            error = (work[i] - value) / factor[i, i]
+            error = (work[i] - value) / factor[:, i, i, None]
             elements[i], errors[i - start] = element, error
             if i + 1 < end:
-                work[i + 1 : end].addr_(factor[i, i + 1 : end], error, alpha=-1)
-        work[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
-    elements, work = elements.T, work.T  # a column of work is as it was when its turn came
+                work[i + 1 : end].addcmul_(factor[:, i, i + 1 : end].T[:, :, None], error, value=-1)
+        add_products(work[end:], factor[:, start:end, end:].mT, errors, -1)
     if order is not None:
-        back = order.argsort()
-        elements, work = elements[:, back], work[:, back]
-    return elements, work
+        back = order.argsort().T[:, :, None].expand_as(work)
+        elements, work = elements.gather(0, back), work.gather(0, back)
+    # a column of work is as it was when its turn came
+    return by_rows(elements), by_rows(work)
+
+
+def by_columns(rows: Tensor, groups: int) -> Tensor:
+    """`[out, in]` as `[in, groups, out / groups]`, contiguous."""
+    parts: Tensor = rows.T.unflatten(1, (groups, -1))
+    return parts.contiguous()
+
+
+def by_rows(columns: Tensor) -> Tensor:
+    """The inverse of `by_columns`."""
+    return columns.flatten(1).T.contiguous()
+
+
+def add_products(columns: Tensor, matrices: Tensor, other: Tensor, factor: float = 1.0) -> None:
+    """Adds `factor * matrices[g] @ other[:, g]` to `columns[:, g]`, group by group."""
+    if len(columns):
+        columns.transpose(0, 1).baddbmm_(matrices, other.transpose(0, 1), alpha=factor)
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """The lower factor; the diagonal grows until there is one."""
+    """The lower factors of `[…, n, n]`; the diagonals grow until there are such."""
     extra = 0.0
     for _ in range(8):
-        grown = matrix + extra * torch.diag(matrix.diagonal()) if extra else matrix
+        grown = matrix + extra * torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1)) if extra else matrix
         found: tuple[Tensor, Tensor] = torch.linalg.cholesky_ex(grown)
-        if int(found[1]) == 0:
+        if not bool(found[1].any()):
             return found[0]
         extra = max(10 * extra, 1e-4)
     raise ValueError("the inputs of a layer have no usable second moments: they hold NaN or infinity")

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..quantizers import Parameters, Target
 from ..quantizers.grid import nearest
 from ..quantizers.spread import spread_parameters
+from .columns import add_products, by_columns, by_rows
 
 __all__ = ["descend"]
 
@@ -26,7 +27,7 @@ def descend(
     Args:
         weight: `[out, in]` float32, what is wanted.
         elements: `[out, in]` float32, where to start.
-        hessian: `[in, in]` float32, positive definite.
+        hessian: `[in, in]` float32, positive definite; or `[groups, in, in]`, for as many parts of the rows.
         target: of the weight.
         p: its scales and zero points, which stay.
         sweeps: over all columns.
@@ -34,12 +35,17 @@ def descend(
     Returns:
         Elements, and the values that were rounded to them, both `[out, in]` float32.
     """
-    scale, zero = spread_parameters(p, target, weight)
-    scale, zero = scale.T.contiguous(), None if zero is None else zero.T.contiguous()
-    found = elements.T.contiguous()  # a column of the weight is a row here, contiguous
+    hessian = hessian if hessian.ndim == 3 else hessian[None]
+    # a column of the weight is a row here, contiguous: [in, groups, out / groups]
+    given = (weight, elements, *spread_parameters(p, target, weight))
+    wanted, found, scale, zero = (None if t is None else by_columns(t, len(hessian)) for t in given)
+    assert wanted is not None
+    assert found is not None
+    assert scale is not None
     values = (found if zero is None else found - zero) * scale
-    slope = hessian @ (values - weight.T)  # half the error's gradient
-    diagonal, floats = hessian.diagonal(), torch.empty_like(values)
+    slope = torch.zeros_like(values)  # half the error's gradient
+    add_products(slope, hessian, values - wanted)
+    diagonal, floats = hessian.diagonal(dim1=1, dim2=2).T[:, :, None], torch.empty_like(values)
     for _ in range(sweeps):
         for start in range(0, len(found), _COLUMNS):
             end = min(start + _COLUMNS, len(found))
@@ -51,7 +57,7 @@ def descend(
                 value = (element if zero is None else element - zero[i]) * scale[i]
                 moved[i - start] = value - values[i]
                 found[i], values[i] = element, value
-                slope[start:end].addr_(hessian[start:end, i], moved[i - start])
-            slope[:start].addmm_(hessian[:start, start:end], moved)
-            slope[end:].addmm_(hessian[end:, start:end], moved)
-    return found.T.contiguous(), floats.T.contiguous()
+                slope[start:end].addcmul_(hessian[:, i, start:end].T[:, :, None], moved[i - start])
+            add_products(slope[:start], hessian[:, :start, start:end], moved)
+            add_products(slope[end:], hessian[:, end:, start:end], moved)
+    return by_rows(found), by_rows(floats)

@@ -14,8 +14,10 @@ from ..nn.slot import Slot
 from ..quantizers import Parameters, fit
 from ..tensor.quantize import make_target
 from .columns import cholesky, round_columns
+from .convolutions import convolution_layers
 from .descend import descend
 from .experts import expert_layers, expert_moments
+from .hessian import each_row, solve, times
 from .refine import refine
 from .statistics import Moments, input_groups, moments
 from .step import Block, Step, adopt
@@ -42,7 +44,8 @@ class Solved(NamedTuple):
 class GPTQ(Step):
     """Second-order rounding (Frantar et al., 2022, arXiv:2210.17323) with act-order and static groups.
 
-    Layers that read the same tensor share one Hessian; layers behind see inputs that the quantized ones before made.
+    Layers that read the same tensor share one Hessian; layers behind see inputs that the quantized ones before made. A
+    convolution is a linear layer of its input's windows, with a Hessian for each of its groups.
     Scales and zero points are found before rounding by least squares weighted with the Hessian's diagonal, so that
     act-order needs no index of groups in the file.
 
@@ -81,9 +84,10 @@ class GPTQ(Step):
         self.needs_original, self.refine, self.sweeps = correct > 0, refine, sweeps
 
     def apply(self, block: Block) -> None:
-        """Freezes every linear layer of the block, and the weights of fused experts."""
-        layers = block.layers()
-        groups = input_groups(block)
+        """Freezes every linear layer and convolution of the block, and the weights of fused experts."""
+        convolutions = convolution_layers(block)
+        layers = {**block.layers(), **convolutions}
+        groups = input_groups(block, convolutions)
         crossed = self.correct > 0 and block.originals is not block.inputs
         if crossed:
             block.keep_original()  # as it is now: steps before may have scaled its channels
@@ -96,7 +100,7 @@ class GPTQ(Step):
                 made = self.solve(slot.rows(weight.detach()), slot, found)
                 adopt(layers[name], made.codes, made.parameters)
                 block.losses[name] = made.loss
-                if block.keeps_floats:
+                if block.keeps_floats and name not in convolutions:
                     block.floats[name] = made.floats
         for name, module in expert_layers(block).items():
             for parameter in module._slots:
@@ -126,13 +130,15 @@ class GPTQ(Step):
         target = make_target(slot.scheme, slot.scheme.block_size(tuple(weight.shape)), slot.dtype)
         weight = weight.float()
         hessian = torch.eye(weight.shape[1], device=weight.device) if found.hessian is None else found.hessian
-        mean = hessian.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-        damped = hessian + torch.eye(len(hessian), device=weight.device) * (self.damping * mean)
+        diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+        mean = diagonal.mean(-1, keepdim=True)
+        mean = mean.clamp(min=max(1e-6 * float(mean.max()), torch.finfo(torch.float32).tiny))  # groups may be idle
+        damped = hessian + torch.diag_embed(self.damping * mean.expand_as(diagonal))
         wanted = weight
         if found.cross is not None:
-            difference = weight @ (found.cross - hessian)
-            wanted = weight + self.correct * torch.cholesky_solve(difference.T, cholesky(damped)).T
-        parameters = fit(wanted, target, damped.diagonal())
+            difference = times(weight, found.cross - hessian)
+            wanted = weight + self.correct * solve(difference, cholesky(damped))
+        parameters = fit(wanted, target, each_row(damped.diagonal(dim1=-2, dim2=-1), len(weight)))
         elements, floats = round_columns(wanted, damped, target, parameters, self.act_order)
         for again in range(1 + self.sweeps):
             if again:
@@ -142,5 +148,5 @@ class GPTQ(Step):
         codes = packing.pack(reference.encode(elements, target.qtype), target.qtype.bits)
         blocks, columns = target.block_size, weight.shape[1]
         error = reference.dequantize(codes, *parameters, target.qtype.name, blocks, columns, torch.float32) - wanted
-        whole = ((weight @ hessian) * weight).sum().clamp(min=torch.finfo(torch.float32).tiny)
-        return Solved(codes, parameters, floats, float(((error @ hessian) * error).sum() / whole))
+        whole = (times(weight, hessian) * weight).sum().clamp(min=torch.finfo(torch.float32).tiny)
+        return Solved(codes, parameters, floats, float((times(error, hessian) * error).sum() / whole))

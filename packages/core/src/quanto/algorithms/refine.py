@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..quantizers import Parameters, Target
 from ..quantizers.grid import round_scale, round_zero
+from .hessian import each_row, times
 
 __all__ = ["refine"]
 
@@ -22,7 +23,7 @@ def refine(weight: Tensor, elements: Tensor, hessian: Tensor, target: Target, p:
     Args:
         weight: `[out, in]` float32, what is wanted.
         elements: `[out, in]` float32, the elements of the qtype.
-        hessian: `[in, in]` float32, positive definite.
+        hessian: `[in, in]` float32, positive definite; or `[groups, in, in]`, for as many parts of the rows.
         target: of the weight; groups along rows that divide them, else the parameters come back as they are.
         p: parameters so far.
     """
@@ -39,9 +40,9 @@ def refine(weight: Tensor, elements: Tensor, hessian: Tensor, target: Target, p:
     right = weight.new_empty(len(weight), count)
     for g in range(groups):
         part = slice(g * group, (g + 1) * group)
-        rows = [basis[:, part] @ hessian[part]]
+        rows = [times(basis[:, part], hessian[..., part, :])]
         if shifts:
-            rows.append(hessian[part].sum(0).expand_as(weight))
+            rows.append(each_row(hessian[..., part, :].sum(-2), len(weight)))
         for kind, row in enumerate(rows):
             index = kind * groups + g
             matrix[:, index, :groups] = (row * basis).unflatten(1, (groups, group)).sum(-1)
@@ -69,4 +70,4 @@ def _error(weight: Tensor, elements: Tensor, hessian: Tensor, group: int, p: Par
     """The error of each row at the output."""
     zero = 0.0 if p.zero_point is None else p.zero_point.float().repeat_interleave(group, 1)
     error = (elements - zero) * p.scale.float().repeat_interleave(group, 1) - weight
-    return ((error @ hessian) * error).sum(1)
+    return (times(error, hessian) * error).sum(1)

@@ -54,7 +54,7 @@ class SmoothQuant(Step):
         found: list[torch.Tensor] = []
 
         def see(_: str, x: torch.Tensor) -> None:
-            peak = x.abs().amax(0).float()
+            peak = x.reshape(-1, x.shape[-1]).abs().amax(0).float()
             found[:] = [peak if not found else torch.maximum(found[0], peak)]
 
         handles = watch_inputs({name: block.layers()[name]}, see)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .convolutions import rows_of
 from .step import Block, as_float
 from .stream import Stream
 
@@ -17,25 +19,30 @@ __all__ = ["Moments", "input_groups", "moments", "watch_inputs"]
 
 
 def watch_inputs(layers: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> list[Any]:
-    """Calls `see(name, x)` with every input, `[tokens, in]`; returns the hooks to remove."""
+    """Calls `see(name, x)` with every input; returns the hooks to remove."""
 
     def hook(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, args: see(name, args[0].detach().reshape(-1, args[0].shape[-1]))
+        return lambda module, args: see(name, args[0].detach())
 
     return [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
 
 
 @torch.no_grad()
-def input_groups(block: Block) -> list[list[str]]:
-    """The names of layers still floating, those that read the same tensor together, in the order they are called."""
-    order: dict[tuple[int, int], list[str]] = {}
+def input_groups(block: Block, more: Mapping[str, nn.Module] = MappingProxyType({})) -> list[list[str]]:
+    """The names of layers still floating, those that read the same tensor together, in the order they are called.
+
+    Args:
+        block: with the layers in it.
+        more: layers beside the linear ones, each of which makes a group of its own.
+    """
+    order: dict[tuple[int, int, str], list[str]] = {}
     alive: list[Tensor] = []  # addresses mean something only while the tensors live
 
     def see(name: str, x: Tensor) -> None:
         alive.append(x)
-        order.setdefault((x.data_ptr(), x.numel()), []).append(name)
+        order.setdefault((x.data_ptr(), x.numel(), name if name in more else ""), []).append(name)
 
-    layers = block.layers()
+    layers = {**block.layers(), **more}
     handles = watch_inputs(dict(layers), see)
     try:
         with as_float(block.module):
@@ -57,7 +64,8 @@ class Moments:
     """Streamed sums over tokens.
 
     Attributes:
-        hessian: `[in, in]` float32, the mean of `x x^T` over the inputs behind quantized predecessors.
+        hessian: `[in, in]` float32, the mean of `x x^T` over the inputs behind quantized predecessors; of a
+            convolution with several groups `[groups, in, in]`.
         cross: the same of `x_float x^T`, with the inputs that the float model has; None if not asked for.
         tokens: how many were seen.
     """
@@ -68,13 +76,13 @@ class Moments:
         self.tokens = 0
 
     def add(self, x: Tensor, original: Tensor | None = None) -> None:
-        """Takes inputs `[tokens, in]` and, of the float model, as many."""
+        """Takes inputs `[tokens, in]` or `[groups, tokens, in]` and, of the float model, as many."""
         x = x.float()
-        new = x.T @ x
+        new = x.mT @ x
         self.hessian = new if self.hessian is None else self.hessian.add_(new)
-        self.tokens += x.shape[0]
+        self.tokens += x.shape[-2]
         if original is not None:
-            crossed = original.float().T @ x
+            crossed = original.float().mT @ x
             self.cross = crossed if self.cross is None else self.cross.add_(crossed)
 
     def finish(self) -> Moments:
@@ -105,12 +113,15 @@ def moments(block: Block, name: str, crossed: bool = False) -> Moments:
             original = _inputs(block.original, name, block.originals, index)
             if original is None or original.shape != x.shape:  # something chose other tokens
                 original = x
-        out.add(x, original)
+        layer = block.module.get_submodule(name)
+        pairs = zip(rows_of(layer, x), rows_of(layer, x if original is None else original), strict=True)
+        for rows, other in pairs:
+            out.add(rows, None if original is None else other)
     return out.finish()
 
 
 def _inputs(module: nn.Module, name: str, stream: Stream, index: int) -> Tensor | None:
-    """What a layer is given on one batch, `[tokens, in]`; the block's forward pass ends there.
+    """What a layer is given on one batch; the block's forward pass ends there.
 
     A layer of an expert is given what any of its siblings was: each expert is calibrated on all tokens, routed or not.
     """
@@ -120,7 +131,7 @@ def _inputs(module: nn.Module, name: str, stream: Stream, index: int) -> Tensor 
         return _catch(layer, lambda: stream.run(module, index), module)
     siblings = dict(module.get_submodule(experts["list"]).named_children())
     routed: list[Tensor] = []
-    handles = watch_inputs(siblings, lambda _, x: routed.append(x))
+    handles = watch_inputs(siblings, lambda _, x: routed.append(x.reshape(-1, x.shape[-1])))
     try:
         with as_float(module):
             stream.run(module, index)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._progress import track
+from ..algorithms.convolutions import Convolution, rows_of
 from ..algorithms.gptq import GPTQ
 from ..algorithms.statistics import Moments
 from ..eval.running import call, device_of, evaluating, move
@@ -19,6 +20,7 @@ from .layers import Layer, encode
 
 __all__ = ["calibrated_codes"]
 
+_RUNS = (nn.Linear, *Convolution)
 _BYTES = 2**30  # of moments at a time; more layers take more passes over the data
 
 
@@ -33,7 +35,8 @@ def calibrated_codes(
 ) -> list[tuple[Layer, list[QTensor]]]:
     """Each layer's weight under each scheme, rounded by GPTQ on the inputs that it has in the float model.
 
-    Layers that are not linear, and schemes of qtypes with two levels of scales, are rounded by the scheme's algorithm.
+    Layers that are neither linear nor convolutions, and schemes of qtypes with two levels of scales, are rounded by the
+    scheme's algorithm.
 
     Args:
         model: floating.
@@ -59,7 +62,8 @@ def _parts(layers: Sequence[Layer]) -> list[list[Layer]]:
     parts: list[list[Layer]] = []
     room = 0
     for layer in layers:
-        size = 4 * layer.weight.shape[-1] ** 2 if isinstance(layer.module, nn.Linear) else 0
+        groups = getattr(layer.module, "groups", 1)
+        size = 4 * groups * layer.rows(layer.weight).shape[-1] ** 2 if isinstance(layer.module, _RUNS) else 0
         if not parts or size > room:
             parts.append([])
             room = _BYTES
@@ -69,10 +73,14 @@ def _parts(layers: Sequence[Layer]) -> list[list[Layer]]:
 
 
 def _moments(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) -> dict[str, Moments]:
-    found = {layer.name: Moments() for layer in layers if isinstance(layer.module, nn.Linear)}
+    found = {layer.name: Moments() for layer in layers if isinstance(layer.module, _RUNS)}
 
     def hook(moments: Moments) -> Any:
-        return lambda module, inputs: moments.add(inputs[0].detach().reshape(-1, inputs[0].shape[-1]))
+        def see(module: nn.Module, inputs: Any) -> None:
+            for rows in rows_of(module, inputs[0].detach()):
+                moments.add(rows)
+
+        return see
 
     handles = [
         layer.module.register_forward_pre_hook(hook(found[layer.name])) for layer in layers if layer.name in found
