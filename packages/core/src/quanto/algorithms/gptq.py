@@ -93,7 +93,7 @@ class GPTQ(Step):
             block.keep_original()  # as it is now: steps before may have scaled its channels
         ahead = {} if self.sequential else {g[0]: moments(block, g[0], crossed) for g in groups}
         for group in groups:
-            found = ahead.pop(group[0], None) or moments(block, group[0], crossed)
+            found = ahead.pop(group[0], None) or moments(block, group[0], crossed, group is groups[-1])
             for name in group:
                 slot, weight = layers[name]._slots["weight"], layers[name]._parameters["weight"]
                 assert weight is not None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,17 +96,19 @@ class Pipeline:
         self, chain: Sequence[tuple[str, nn.Module]], streams: list[Stream], store: Store | None, bar: Progress
     ) -> None:
         keep = any(step.needs_original for step in self.steps)
-        values = streams[0].values
-        originals = list(values)
+        inputs = Stream(streams[0].values, [])
+        originals = Stream(list(inputs.values), []) if keep else inputs
         for (name, module), stream in zip(chain, streams, strict=True):
-            inputs, before = Stream(values, stream.others), Stream(originals, stream.others)
-            if keep:
-                with as_float(module):
-                    later = [first_tensor(before.run(module, i)) for i in range(len(before))]
-            block = Block(name, module, inputs, before if keep else inputs)
+            inputs.others = originals.others = stream.others
+            block = Block(name, module, inputs, originals)
+            floating = copy.deepcopy(module) if keep else None
             self._apply(block, store)
-            values = [first_tensor(inputs.run(module, i)) for i in range(len(inputs))]
-            originals = later if keep else values
+            if block.outputs:
+                originals.values = block.outputs
+            elif floating is not None:
+                with as_float(floating):
+                    _advance(originals, floating)
+            _advance(inputs, module)
             bar.advance(block)
 
     def _rest(self, model: nn.Module, samples: list[Any], store: Store | None, bar: Progress, chained: bool) -> None:
@@ -138,6 +141,12 @@ class Pipeline:
                 module.freeze()
         if store is not None:
             store.save(block)
+
+
+def _advance(stream: Stream, module: nn.Module) -> None:
+    """Replaces the inputs of a block by its outputs, one after another."""
+    for index in range(len(stream)):
+        stream.values[index] = first_tensor(stream.run(module, index))
 
 
 class _Whole(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .convolutions import rows_of
-from .step import Block, as_float
+from .step import Block, as_float, first_tensor
 from .stream import Stream
 
 __all__ = ["Moments", "input_groups", "moments", "watch_inputs"]
@@ -94,15 +94,17 @@ class Moments:
 
 
 @torch.no_grad()
-def moments(block: Block, name: str, crossed: bool = False) -> Moments:
+def moments(block: Block, name: str, crossed: bool = False, last: bool = False) -> Moments:
     """The moments of one layer's inputs over all batches.
 
     Args:
         block: with the layer in it.
         name: of the layer in the block.
         crossed: whether to run the float block on the float inputs beside it.
+        last: whether to run that to its end, for it ends soon, and to keep what it returns in `block.outputs`.
     """
     out = Moments()
+    outputs: list[Tensor] = []
     crossed = crossed and _EXPERT.match(name) is None  # routed otherwise, the tokens of the two don't pair up
     for index in range(len(block.inputs)):
         x = _inputs(block.module, name, block.inputs, index)
@@ -110,25 +112,29 @@ def moments(block: Block, name: str, crossed: bool = False) -> Moments:
             continue
         original = None
         if crossed:
-            original = _inputs(block.original, name, block.originals, index)
+            original = _inputs(block.original, name, block.originals, index, outputs if last else None)
             if original is None or original.shape != x.shape:  # something chose other tokens
                 original = x
         layer = block.module.get_submodule(name)
         pairs = zip(rows_of(layer, x), rows_of(layer, x if original is None else original), strict=True)
         for rows, other in pairs:
             out.add(rows, None if original is None else other)
+    if len(outputs) == len(block.inputs):
+        block.outputs = outputs
     return out.finish()
 
 
-def _inputs(module: nn.Module, name: str, stream: Stream, index: int) -> Tensor | None:
-    """What a layer is given on one batch; the block's forward pass ends there.
+def _inputs(
+    module: nn.Module, name: str, stream: Stream, index: int, outputs: list[Tensor] | None = None
+) -> Tensor | None:
+    """What a layer is given on one batch; the block's forward pass ends there, or adds its output to a list.
 
     A layer of an expert is given what any of its siblings was: each expert is calibrated on all tokens, routed or not.
     """
     layer = module.get_submodule(name)
     experts = _EXPERT.match(name)
     if experts is None:
-        return _catch(layer, lambda: stream.run(module, index), module)
+        return _catch(layer, lambda: stream.run(module, index), module, outputs)
     siblings = dict(module.get_submodule(experts["list"]).named_children())
     routed: list[Tensor] = []
     handles = watch_inputs(siblings, lambda _, x: routed.append(x.reshape(-1, x.shape[-1])))
@@ -148,17 +154,22 @@ def _inputs(module: nn.Module, name: str, stream: Stream, index: int) -> Tensor 
 _EXPERT = re.compile(r"(?P<list>(?:.*\.)?experts)\.(?P<index>\d+)(?:\.|$)")
 
 
-def _catch(layer: nn.Module, run: Callable[[], Any], module: nn.Module) -> Tensor | None:
+def _catch(
+    layer: nn.Module, run: Callable[[], Any], module: nn.Module, outputs: list[Tensor] | None = None
+) -> Tensor | None:
     found: list[Tensor] = []
 
     def see(name: str, x: Tensor) -> None:
         found.append(x)
-        raise _Enough
+        if outputs is None:
+            raise _Enough
 
     handles = watch_inputs({"": layer}, see)
     try:
         with as_float(module):
-            run()
+            made = run()
+        if outputs is not None:
+            outputs.append(first_tensor(made))
     except _Enough:
         pass
     finally:

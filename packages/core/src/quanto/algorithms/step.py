@@ -47,6 +47,8 @@ class Block:
     floats: dict[str, Tensor] = field(default_factory=dict)
     #: layer names to the weights of linear layers, also when they are frozen, if a step needs them
     weights: dict[str, Tensor] = field(default_factory=dict)
+    #: what the float block makes of `originals`, where a step came across it
+    outputs: list[Tensor] = field(default_factory=list)
     _float: nn.Module | None = None
 
     def layers(self) -> dict[str, QModule]:
