@@ -11,6 +11,7 @@ from .explain import Explanation, explain
 from .kernels import KernelFallbackWarning, KernelSpec, kernels
 from .mapping import quantization_map, requantize
 from .model import arrange, dequantize, freeze, quantize, quantized
+from .nn.joined import join
 from .qtypes import (
     QType,
     qfloat8,
@@ -60,6 +61,7 @@ __all__ = [
     "eval",
     "explain",
     "freeze",
+    "join",
     "kernels",
     "load",
     "nn",

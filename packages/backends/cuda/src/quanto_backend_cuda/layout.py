@@ -22,6 +22,8 @@ from quanto.kernels import Layout, Request
 from quanto.kernels.layout import Tensors
 from quanto.qtypes import get_qtype
 
+from .beginning import begin
+
 __all__ = ["TILED", "refuse", "tile", "untile"]
 
 _ROWS, _COLUMNS = 16, 128
@@ -122,6 +124,7 @@ def _by_rows(tensor: Tensor, width: int, codes: int, function: object, *args: ob
 
 def _pack(tensors: Tensors, qtype: str, block_size: tuple[int, ...], size: int) -> Tensors:
     codes, scale, zero, shared = tensors
+    begin(codes.device)
     width = _chunks(size) * 16 * get_qtype(qtype).bits
     tiles = _by_rows(codes.contiguous(), width, size, _pack_rows, qtype, size).view(codes.dtype)
     if _tiles_scale(block_size):
@@ -160,4 +163,4 @@ def refuse(request: Request) -> str | None:
 
 
 #: see the module.
-TILED = Layout("quanto-backend-cuda.tiled", _pack, _unpack)
+TILED = Layout("quanto-backend-cuda.tiled", _pack, _unpack, stacks=_ROWS)

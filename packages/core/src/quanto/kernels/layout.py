@@ -35,8 +35,10 @@ class Layout:
         pack: `(tensors, qtype, block_size, size) -> tensors`, from canonical; `size` is the elements per row.
         unpack: `(tensors, qtype, block_size, size) -> tensors`, back to canonical, bit for bit; on any device, since
             offloading moves tensors by itself, and on meta.
+        stacks: weights whose rows are a multiple of it may be stacked by stacking their tensors; 0: they may not.
     """
 
     name: str
     pack: Callable[[Tensors, str, tuple[int, ...], int], Tensors]
     unpack: Callable[[Tensors, str, tuple[int, ...], int], Tensors]
+    stacks: int = 0

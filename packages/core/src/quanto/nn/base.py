@@ -158,7 +158,14 @@ class QModule(nn.Module):
         slot.block_size, slot.size, slot.layout = slot.scheme.block_size(shape), shape[-1], CANONICAL
         self._rekey(name)
 
+    def leave(self) -> None:
+        """Ends what rests on the module's present tensors (see `quanto.nn.joined`), before they become others."""
+        seat = self.__dict__.get("_joined")
+        if seat is not None:
+            seat.joined.part()
+
     def _rekey(self, name: str) -> None:
+        self.leave()
         slot, p = self._slots[name], self._parameters
         scale, zero = p[f"{name}_scale"], p.get(f"{name}_zero_point")
         assert scale is not None
@@ -187,6 +194,7 @@ class QModule(nn.Module):
                 wanted = kernels.layout_for(self.request(name))
             if wanted == slot.layout:
                 continue
+            self.leave()
             tensors = w[:4]
             if slot.layout != CANONICAL:
                 tensors = kernels.layouts[slot.layout].unpack(tensors, w.qtype, w.block_size, w.size)
@@ -225,6 +233,7 @@ class QModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves the weights but keeps their dtypes: `.half()` must not cast scales or reinterpret codes."""
+        self.leave()
         probe, leaves = self._probe(fn)
         if leaves:  # while the tensors are still where the kernel's own code runs
             self.arrange(CANONICAL)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +30,9 @@ class QLinear(QModule, nn.Linear):
     quantizes_input = True
     quantizes_output = True
 
+    #: its place among the layers it runs with; see `quanto.nn.joined`
+    _joined: Callable[[Tensor], Tensor | None] | None = None
+
     def prepare(self) -> None:
         """See `QModule.prepare`; also the correction."""
         super().prepare()
@@ -48,6 +53,11 @@ class QLinear(QModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """`[…, in]` to `[…, out]`, in the input's dtype (autocast's where it is on)."""
+        seat = self._joined
+        if seat is not None and not _any_autocast():
+            part = seat(input)
+            if part is not None:
+                return part
         x = input
         p, slot = self._parameters, self._slots["weight"]
         codes = p.get("weight_packed")

@@ -140,6 +140,7 @@ def bake_parametrization(module: QModule, name: str) -> None:
 
 def restore(module: QModule) -> nn.Module:
     """Changes a quantized module back, in place: float parameters with the quantized values."""
+    module.leave()
     for name in list(module._slots):
         if f"{name}_packed" in module._parameters:
             with torch.no_grad():

@@ -152,6 +152,9 @@ class Staging:
 
     def _take(self, original: nn.Module, staged: nn.Module) -> None:
         """Gives a module the class and the attributes of its staged double; its children stay."""
+        if isinstance(original, QModule):
+            original.leave()
+            staged.__dict__.pop("_joined", None)
         original.__class__ = type(staged)
         mine, its = original.__dict__, staged.__dict__
         for key in [k for k in mine if k not in its]:
