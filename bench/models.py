@@ -3,17 +3,16 @@
 
 `python -m bench.models` (or `nox -s bench -- models`). Every variant has a process of its own. They are quantized one
 after another, compile all at once, and are timed one after another when the last is ready. A token must read every
-weight of the layers and of the head once: that and the read ceiling make the bandwidth limit.
+weight of the layers and of the head once: that and the read ceiling make the bandwidth limit. `bench/decoding.py` says
+what is timed. Layers that read the same input are joined, as `quanto.join` does.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
-import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,9 +22,12 @@ from typing import Any
 
 import torch
 
+from .decoding import decode
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-VARIANTS = ("bf16", "int8", "int4", "torchao int4")
+#: name: qtype; "head" quantizes the head as well, and "apart" leaves layers that read the same input apart.
+VARIANTS = ("bf16", "int8", "int4", "int4 apart", "int4 head", "torchao int4")
 SIZES = {
     "8b": {
         "hidden_size": 4096,
@@ -74,7 +76,7 @@ def memory(what: str) -> int:
 
 
 def quantize(model: Any, variant: str) -> dict[str, float]:
-    """Quantizes all layers but the head; seconds, and bytes at the most beside those of the float model."""
+    """Quantizes the layers; seconds, and bytes at the most beside those of the float model."""
     largest = max(p.numel() * p.element_size() for n, p in model.named_parameters() if "layers." in n)
     before = memory("allocated")
     if DEVICE == "cuda":
@@ -88,13 +90,19 @@ def quantize(model: Any, variant: str) -> dict[str, float]:
     elif variant != "bf16":
         import quanto
 
-        quanto.freeze(quanto.quantize(model, variant, exclude="lm_head", symmetric=True), progress=False)
+        qtype, _, how = variant.partition(" ")
+        kept = () if how == "head" else "lm_head"
+        quanto.freeze(quanto.quantize(model, qtype, exclude=kept, symmetric=True), progress=False)
     synchronize()
+    seconds = time.perf_counter() - start
+    peak = memory("max_allocated")
+    if variant.startswith("int") and not variant.endswith("apart"):
+        quanto.join(model)
     return {
-        "quantize_s": time.perf_counter() - start,
+        "quantize_s": seconds,
         "bf16_bytes": before,
         "largest_layer_bytes": largest,
-        "peak_bytes": memory("max_allocated"),
+        "peak_bytes": peak,
         "quantized_bytes": memory("allocated"),
     }
 
@@ -108,45 +116,6 @@ def nbytes(model: Any) -> int:
 def _stored(t: Any) -> int:
     names = t.__tensor_flatten__()[0] if type(t) is not torch.nn.Parameter and hasattr(t, "__tensor_flatten__") else []
     return sum(_stored(getattr(t, n)) for n in names) if names else t.numel() * t.element_size()
-
-
-def tokens_per_second(model: Any, count: int, ready: Any) -> float:
-    """Rate of decoding: one over the median time from token to token, without the first quarter."""
-    from transformers import StoppingCriteria, StoppingCriteriaList
-
-    class Clock(StoppingCriteria):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.times: list[float] = []
-
-        def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
-            synchronize()
-            self.times.append(time.perf_counter())
-            return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
-
-    ids = torch.arange(1, 17, device=DEVICE).unsqueeze(0)
-
-    def generate() -> float:
-        clock = Clock()
-        with torch.no_grad():
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                min_new_tokens=count,
-                max_new_tokens=count,
-                cache_implementation="static",
-                stopping_criteria=StoppingCriteriaList([clock]),
-                pad_token_id=0,
-            )
-        assert out.shape[1] == ids.shape[1] + count
-        steps = [b - a for a, b in itertools.pairwise(clock.times[count // 4 :])]
-        print(f"{count} tokens, {statistics.median(steps) * 1e3:.2f} ms each", file=sys.stderr, flush=True)
-        return statistics.median(steps)
-
-    for _ in range(2):  # compiles; records graphs
-        generate()
-    ready()
-    return 1 / statistics.median(generate() for _ in range(3))
 
 
 def worker(variant: str, size: str) -> None:
@@ -164,7 +133,8 @@ def worker(variant: str, size: str) -> None:
             torch.cuda.empty_cache()  # what quantizing took is for the others
     found["bytes_per_token"] = nbytes(model)
     print(found, file=sys.stderr, flush=True)
-    found["tokens_per_s"] = tokens_per_second(model, 128 if size != "tiny" else 8, ready)
+    found.update(decode(model, 128 if size != "tiny" else 16, ready))
+    found["tokens_per_s"] = 1e3 / found["generate_ms"]
     print(json.dumps(found), flush=True)
 
 
@@ -254,18 +224,27 @@ class _Lines:
 
 
 def show(found: dict[str, Any]) -> None:
-    """Prints the table."""
-    print(f"{found['machine']}, {found['size']}, read {found['read_gbs']:.0f} GB/s")
-    print(f"{'variant':14} {'tokens/s':>9} {'limit':>7} {'share':>6} {'quantize, s':>12} {'peak over bf16, MB':>19}")
+    """Prints the tables."""
+    print(f"{found['machine']}, {found['size']}, read {found['read_gbs']:.0f} GB/s; ms per token, share of the limit")
+    names = ("limit", "generate", "unguarded", "loop", "kernels")
+    print(
+        f"{'variant':14}" + "".join(f"{n:>16}" for n in names) + f"{'tokens/s':>10}{'quantize, s':>13}{'peak, MB':>18}"
+    )
     for row in found["rows"]:
         if "note" in row:
             print(f"{row['variant']:14} {row['note']}")
             continue
+        limit = 1e3 / row["limit"]
+        kernels = sum(ms for name, ms in row.get("kernels_ms", {}).items() if name != "number")
+        times = (row["generate_ms"], row.get("generate_unguarded_ms"), row.get("loop_ms"), kernels or None)
+        cells = "".join(f"{'–':>16}" if ms is None else f"{ms:9.2f} ({limit / ms:4.0%})" for ms in times)
         over = (row["peak_bytes"] - row["bf16_bytes"]) / 1e6
-        print(
-            f"{row['variant']:14} {row['tokens_per_s']:9.1f} {row['limit']:7.1f} {row['share']:6.0%}"
-            f" {row['quantize_s']:12.2f} {over:11.0f} (layer {row['largest_layer_bytes'] / 1e6:.0f})"
-        )
+        print(f"{row['variant']:14}{limit:16.2f}{cells}{row['tokens_per_s']:10.1f}{row['quantize_s']:13.2f}"
+              f"{over:8.0f} (of {row['largest_layer_bytes'] / 1e6:.0f})")  # fmt: skip
+    for row in found["rows"]:
+        if "kernels_ms" in row:
+            parts = ", ".join(f"{name} {value:.2f}" for name, value in row["kernels_ms"].items())
+            print(f"{row['variant']:14} kernels, ms: {parts}")
 
 
 def main() -> None:

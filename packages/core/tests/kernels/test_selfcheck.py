@@ -170,3 +170,16 @@ def test_the_callers_modes_do_not_reach_it(make: Make) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.enable_grad(), FakeTensorMode():
         assert _check(make("test.spy", fn=spy)) is None
     assert set(seen) == {(False, False, False), "quanto-selfcheck-test.spy"}
+
+
+def test_kernels_that_compile_are_called_with_all_problems_at_once(make: Make) -> None:
+    together = threading.Barrier(2, timeout=20)
+
+    def right(x: torch.Tensor, *args: Any) -> torch.Tensor:
+        together.wait()
+        return reference.linear(x, *args)
+
+    assert _check(make(fn=right, compiles=True)) is None
+    wrong = _check(make(fn=_wrong_beyond_16_rows, compiles=True))
+    assert wrong is not None
+    assert wrong == _check(make(fn=_wrong_beyond_16_rows))

@@ -70,7 +70,9 @@ def _kernel(
     name: str, like: str, function: Callable[..., Any], dissolves: Callable[..., bool] | None = None, **claims: Any
 ) -> KernelSpec:
     overload = define(name, like, function, dissolves)
-    return KernelSpec(name=f"cuda.{name}", op=like, device="cuda", fn=overload, **{"priority": 100, **claims})
+    return KernelSpec(
+        name=f"cuda.{name}", op=like, device="cuda", fn=overload, compiles=True, **{"priority": 100, **claims}
+    )
 
 
 @functools.cache

@@ -113,6 +113,8 @@ class KernelSpec:
         refuse: what the fields above can't say: given the request, a sentence why not, or None.
         tolerance: largest error accepted by the self check, in units of the output's typical magnitude;
             None takes the default of the dtype.
+        compiles: whether it compiles when it is first called, and may be called from several threads: the self check
+            then calls it with all of its problems at once, so that they compile side by side.
         origin: the distribution it came from; filled in by the registry.
     """
 
@@ -131,6 +133,7 @@ class KernelSpec:
     min_capability: tuple[int, int] | None = None
     refuse: Callable[[Request], str | None] | None = field(default=None, compare=False)
     tolerance: float | None = None
+    compiles: bool = False
     origin: str = ""
 
     def __post_init__(self) -> None:
