@@ -24,7 +24,7 @@ void load_row(const Weight& w, const void* x, Type type, int64_t stride, int64_t
 
 bool prepare_exact(const Weight& w, const void* x, Type type, int64_t stride, Activations& a, int64_t begin, int64_t end) {
   const int64_t padded = w.padded(), length = w.units * w.format->unit;
-  std::unique_ptr<float[]> buffer(new float[padded * a.tile]);
+  std::unique_ptr<float[]> buffer(a.tile == 1 ? nullptr : new float[padded * a.tile]);
   bool finite = true;
   for (int64_t tile = begin; tile < end; ++tile) {
     float* to = a.values + tile * padded * a.tile;

@@ -45,7 +45,7 @@ Tensor linear(const Tensor& x, const Tensor& codes, const Tensor& scale, const s
   for (int64_t i = 0; i + 1 < x.dim(); ++i) count *= x.size(i);
   if (out.numel() == 0) return out;
   const bool integer = kInteger && held.w.format->byte_scale != 0;
-  run(kernels(), held.w, {static_cast<const uint8_t*>(rows.const_data_ptr()), type, count}, integer ? Way::kInteger : Way::kFloat,
+  run(kernels_for(count * held.w.n * held.w.k), held.w, {static_cast<const uint8_t*>(rows.const_data_ptr()), type, count}, integer ? Way::kInteger : Way::kFloat,
       static_cast<uint8_t*>(out.mutable_data_ptr()), type, b.get(), 0);
   return out;
 }
@@ -81,7 +81,7 @@ Tensor scaled_linear(const Tensor& x_codes, const Tensor& x_scale, const Tensor&
     });
     x = {reinterpret_cast<const uint8_t*>(values.get()), Type::kFloat, count};
   }
-  run(kernels(), held.w, x, integer ? Way::kInteger : Way::kFloat, static_cast<uint8_t*>(out.mutable_data_ptr()), type_of(type, "dtype"), b.get(), result_scale, then);
+  run(kernels_for(count * held.w.n * held.w.k), held.w, x, integer ? Way::kInteger : Way::kFloat, static_cast<uint8_t*>(out.mutable_data_ptr()), type_of(type, "dtype"), b.get(), result_scale, then);
   return out;
 }
 

@@ -87,6 +87,8 @@ struct Kernels {
 
 // The best table that this processor can run, or the one that QUANTO_CPU_ISA or `select_kernels` names.
 const Kernels& kernels();
+// The same, or another for few multiply-adds; the best one where it was named.
+const Kernels& kernels_for(int64_t products);
 void select_kernels(const char* name);
 // Names of those that this processor can run, best first, with commas between them.
 std::string available_kernels();

@@ -46,27 +46,19 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     a.block = std::min(w.units, limit);
     a.blocks = divide_up(w.units, a.block);
     const int64_t sums = padded * w.groups * a.blocks;
-    Buffer<float> values, scales, totals;
-    Buffer<int32_t> quads, rest, places, rests;
+    Scraps scraps;
     if (integer) {
-      quads = allocate<int32_t>(padded * w.padded() / 4);
+      a.quads = scraps.take<int32_t>(padded * w.padded() / 4);
       if (kernels.pairs && x.type == Type::kInt8 && w.format->code == Code::kInt8) {
-        rest = allocate<int32_t>(padded * w.padded() / 4);
-        places = allocate<int32_t>(tiles * w.padded() / 4);
-        rests = allocate<int32_t>(tiles * w.groups * a.blocks);
-        a.rest = rest.get(), a.rest_places = places.get(), a.rests = rests.get();
+        a.rest = scraps.take<int32_t>(padded * w.padded() / 4);
+        a.rest_places = scraps.take<int32_t>(tiles * w.padded() / 4);
+        a.rests = scraps.take<int32_t>(tiles * w.groups * a.blocks);
       }
-      scales = allocate<float>(sums);
-      a.quads = quads.get();
-      a.scales = scales.get();
+      a.scales = scraps.take<float>(sums);
     } else {
-      values = allocate<float>(padded * w.padded());
-      a.values = values.get();
+      a.values = scraps.take<float>(padded * w.padded());
     }
-    if (integer || few) {
-      totals = allocate<float>(sums);
-      a.sums = totals.get();
-    }
+    if (integer || few) a.sums = scraps.take<float>(sums);
     std::atomic<bool> finite{true};
     parallel(tiles, w.k * a.tile * 4, [&](int64_t begin, int64_t end) {
       if (!integer) {

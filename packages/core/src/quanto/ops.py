@@ -140,6 +140,7 @@ def _call_linear(x: Tensor, w: Weight, bias: Tensor | None) -> Tensor:
     if call is None:
         call = _calls[_kernel("linear", key, x.device.type, x.dtype)]
         if not torch.compiler.is_compiling():
+            call = getattr(call, "_op", call)  # what an overload calls: without its Python, 0.2 us
             _direct[key, x.device, x.dtype] = call
     return call(x, codes, scale, zero_point, global_scale, bias, qtype, block_size)
 
