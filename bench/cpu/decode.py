@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decodes with the demo's language model: `python -m bench.cpu.decode`; tokens a second, and the bytes a token reads.
+"""Decodes with a language model: `python -m bench.cpu.decode`; tokens a second, and the bytes a token reads.
 
 One sequence, greedy, with a key-value cache; every scheme in turns, the best turn of each. Besides eager calls, the
 forward pass is timed compiled, which leaves out most of the time that Python takes between layers.
@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,8 +23,10 @@ from torch import Tensor, nn
 import quanto
 
 from ..core import RESULTS, machine
+from . import profiles
 
 ROOT = Path(__file__).parents[2]
+_SHOWN = "QUANTO_BENCH_SHOWN"
 SCHEMES: dict[str, dict[str, Any] | None] = {
     "float32": None,
     "bfloat16": None,
@@ -39,13 +43,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
+    parser.add_argument("--model", type=Path, help="folder in the format of transformers; the demo's otherwise")
+    parser.add_argument("--profile", default="native", choices=sorted(profiles.PROFILES), help="see profiles.py")
+    parser.add_argument("--join", action="store_true", help="layers that read the same input run as one")
     parser.add_argument("--head", action="store_true", help="quantize the head and the embedding too")
     options = parser.parse_args()
+    if options.profile != "native" and _SHOWN not in os.environ:  # the processor is shown before torch is imported
+        shown = f"from bench.cpu import profiles; profiles.apply({options.profile!r})"
+        call = [sys.executable, "-c", f"{shown}; from bench.cpu import decode; decode.main()", *sys.argv[1:]]
+        sys.exit(subprocess.run(call, env={**os.environ, _SHOWN: "1"}, check=False).returncode)
     sys.path.insert(0, str(ROOT / "examples"))
     from demo.model import fetch, load
 
     torch.set_num_threads(options.threads)
-    folder = fetch()
+    folder = options.model or fetch()
     models = {}
     for name, scheme in SCHEMES.items():
         model = load(folder, torch.bfloat16 if "bfloat16" in name else torch.float32)
@@ -55,13 +66,16 @@ def main() -> None:
         if scheme is not None:
             exclude = [] if options.head else ["lm_head", "model.embed_tokens"]
             quanto.freeze(quanto.quantize(model, exclude=exclude, **scheme))
+            if options.join:
+                quanto.join(model)
         models[name] = model
     ways = {"eager": models}
     if options.compile:
         ways["compiled"] = {name: copy.copy(model) for name, model in models.items()}
         for model in ways["compiled"].values():
             model.forward = torch.compile(model.forward, dynamic=True)
-    found: dict[str, Any] = {"machine": machine(), "threads": options.threads, "torch": torch.__version__, "rows": []}
+    found: dict[str, Any] = {"machine": machine(), "model": folder.name, "profile": options.profile, "rows": []}
+    found |= {"threads": options.threads, "torch": torch.__version__, "joined": options.join}
     for way, subjects in ways.items():
         best = dict.fromkeys(subjects, float("inf"))
         for _ in range(options.turns):
@@ -78,7 +92,8 @@ def main() -> None:
                 f"{way:9}{name:22}{rate:7.1f} tokens/s {row['mb_per_token']:7.1f} MB {row['gbs']:5.1f} GB/s, "
                 f"{row['speedup']:.2f} times float32, {row['of_ratio']:.2f} of the ratio of bytes"
             )
-    path = RESULTS / f"cpu-decode-{options.threads}-threads{'-head' if options.head else ''}.json"
+    marks = [options.profile, f"{options.threads}-threads", *(["head"] if options.head else [])]
+    path = RESULTS / f"cpu-decode-{folder.name}-{'-'.join(marks)}.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
