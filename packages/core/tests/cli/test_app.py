@@ -180,7 +180,27 @@ def test_a_wrong_command_line_is_status_2(manager_with: Make, arguments: list[st
     result = invoke(manager_with(), *arguments)
     assert result.exit_code == 2
     assert result.stdout == ""
-    assert "Usage: " in result.stderr
+    assert result.stderr.startswith("quanto: error: No such" if "surplus" not in arguments else "quanto: error: Got")
+    assert result.stderr.endswith("--help\n")
+    assert result.stderr.count("\n") == 1
+
+
+def test_no_words_show_the_help(manager_with: Make) -> None:
+    result = invoke(manager_with())
+    assert result.exit_code == 2
+    assert "Usage: " in result.output
+
+
+def test_an_aborted_command_is_interrupted(manager_with: Make) -> None:
+    def asking(app: typer.Typer) -> None:
+        @app.command()
+        def go() -> int:
+            if not typer.confirm("Sure?"):
+                raise typer.Abort
+            return 5  # no status
+
+    assert CliRunner().invoke(make_app(manager_with(asking=asking)), ["go"], input="n\n").exit_code == 130
+    assert CliRunner().invoke(make_app(manager_with(asking=asking)), ["go"], input="y\n").exit_code == 0
 
 
 def test_run_returns_the_status(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

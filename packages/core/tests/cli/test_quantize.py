@@ -57,6 +57,10 @@ def test_data_calibrates(language_model: Path, text: Path, tmp_path: Path, capsy
         (["--weights", "int8", "--exclude", "nothing"], "matches no weight"),
         (["--weights", "int8", "--rules", "missing.json"], "No such file"),
         (["--weights", "int8", "--shard-size", "big"], "shard_size"),
+        (["--weights", "int8", "--data", "missing.txt"], "'missing.txt' does not exist"),
+        (["--weights", "int8", "--algorithm", "gptq,magic", "--data", __file__], "unknown step 'magic'"),
+        (["--weights", "int8", "--algorithm", "magic"], "unknown algorithm 'magic'"),
+        (["--weights", "int8", "--samples", "0"], "'--samples'"),
     ],
 )
 def test_errors_are_one_line_and_status_2(
@@ -67,6 +71,7 @@ def test_errors_are_one_line_and_status_2(
     assert message in error
     assert error.startswith("quanto: error: ")
     assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_folder_is_not_overwritten(language_model: Path, text: Path, tmp_path: Path, capsys) -> None:
@@ -74,3 +79,5 @@ def test_a_finished_folder_is_not_overwritten(language_model: Path, text: Path, 
     assert main(words) == 0
     assert main(words) == main([*words, "--data", str(text)]) == 2
     assert capsys.readouterr().err.count("holds a quantized model already") == 2
+    assert main(["quantize", str(tmp_path / "out"), "-o", str(tmp_path / "again"), "--weights", "int4"]) == 2
+    assert "holds a quantized model: give the float one" in capsys.readouterr().err

@@ -76,6 +76,31 @@ def test_what_lies_beside_is_copied_but_no_weights(folder: Path, tmp_path: Path)
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "quanto-00001-of-00001.safetensors", FILE]
 
 
+def test_nothing_beside_a_lone_file_is_copied(folder: Path, tmp_path: Path) -> None:
+    source, out = Source.open(folder / "model-00002-of-00002.safetensors"), tmp_path / "out"
+    finish(out, convert(source, out, choose(source, quanto.Scheme("int8"), exclude=["lm_head"])))
+    assert sorted(p.name for p in out.iterdir()) == ["quanto-00001-of-00001.safetensors", FILE]
+    with pytest.raises(ValueError, match=r"-of-00002.safetensors: nothing to quantize among its weights"):
+        choose(source, None)
+
+
+def test_an_algorithm_that_refuses_leaves_nothing(folder: Path) -> None:
+    with pytest.raises(ValueError, match="'minmax' needs an integer qtype, not nf4"):
+        choose(
+            Source.open(folder), quanto.Scheme("int8"), [quanto.Rule("up*", quanto.Scheme("nf4", algorithm="minmax"))]
+        )
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_values_that_no_code_stands_for_are_named(tmp_path: Path, write_floats: Write, value: float) -> None:
+    weight = torch.zeros(8, 32)
+    weight[3, 5] = value
+    write_floats({"a.weight": torch.ones(8, 32), "b.weight": weight}, tmp_path / "model.safetensors")
+    source = Source.open(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"^b.weight holds NaN or infinity$"):
+        convert(source, tmp_path / "out", choose(source, quanto.Scheme("int4")))
+
+
 def test_rules_and_exclusions_decide(folder: Path) -> None:
     source = Source.open(folder)
     rules = [quanto.Rule("down_proj", "int4"), quanto.Rule("re:lm_.*", "int8"), quanto.Rule("up_proj", None)]
@@ -92,7 +117,7 @@ def test_rules_and_exclusions_decide(folder: Path) -> None:
         ({"rules": [quanto.Rule("up", "int8")]}, "rule 'up' matches no weight"),
         ({"exclude": ["x"]}, "exclude='x' matches no weight"),
         ({"rules": [quanto.Rule("norm", "int8")]}, r"norm.weight is torch.float32 \[96\]"),
-        ({"exclude": ["*"]}, "nothing to quantize among 5 weights"),
+        ({"exclude": ["*"]}, r"nothing to quantize among its weights \(5\)"),
     ],
 )
 def test_what_does_not_fit_is_named(folder: Path, options: dict[str, object], message: str) -> None:

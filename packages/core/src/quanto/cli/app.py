@@ -14,17 +14,40 @@ from typer.main import get_command, get_group
 
 from .._version import __version__
 from ..plugins.manager import PluginManager, plugins
-from .errors import FAILED, INTERRUPTED, PIPE_CLOSED, complain, flushed_stdout, guarded, plain_warnings
+from .errors import (
+    FAILED,
+    INTERRUPTED,
+    PIPE_CLOSED,
+    CommandLineError,
+    complain,
+    complain_of_usage,
+    flushed_stdout,
+    guarded,
+    plain_warnings,
+)
 
 __all__ = ["App", "make_app", "run"]
 
 
 class _Group(TyperGroup):
-    """Runs every subcommand, those of plugins too, under the same guard."""
+    """Runs every subcommand, those of plugins too, under the same guard; a wrong command line is one line too."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> None:
         with guarded():
-            return super().invoke(ctx)
+            super().invoke(ctx)
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        alone = options.pop("standalone_mode", True)
+        options["standalone_mode"] = False
+        if not alone:
+            return super().main(*args, **options)
+        try:
+            status = super().main(*args, **options)
+        except CommandLineError as error:
+            sys.exit(complain_of_usage(error))
+        except typer.Abort:
+            sys.exit(INTERRUPTED)
+        sys.exit(status)
 
 
 class App(typer.Typer):

@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 import typer
 
@@ -17,7 +17,9 @@ __all__ = [
     "FAILED",
     "INTERRUPTED",
     "PIPE_CLOSED",
+    "CommandLineError",
     "complain",
+    "complain_of_usage",
     "flushed_stdout",
     "guarded",
     "one_line",
@@ -26,10 +28,25 @@ __all__ = [
 
 PIPE_CLOSED, FAILED, INTERRUPTED = 1, 2, 130  # 130: 128 + SIGINT, as shells report it
 
+#: what typer raises for words that it can't read; it is click's, of which typer 0.29 carries a copy
+CommandLineError: type[Exception] = typer.BadParameter.__mro__[2]
+
 
 def complain(error: BaseException) -> None:
     """Writes the line of an error to standard error."""
     typer.echo(f"quanto: error: {one_line(error)}", err=True)
+
+
+def complain_of_usage(error: Any) -> int:
+    """Writes the line of a wrong command line, or the help that stands for no words at all; returns the status."""
+    message = " ".join(error.format_message().split())
+    command = "quanto" if getattr(error, "ctx", None) is None else error.ctx.command_path
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        typer.echo(f"quanto: error: {message.rstrip('.')}; see {command} --help", err=True)
+    status: int = error.exit_code
+    return status
 
 
 def one_line(error: BaseException) -> str:

@@ -16,7 +16,10 @@ __all__ = ["evaluate"]
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="A folder of a model, floating or quantized.")],
-    data: Annotated[Path, typer.Option(help="A text; for other than language models, examples as JSON lines.")],
+    data: Annotated[
+        Path,
+        typer.Option(exists=True, dir_okay=False, help="A text; for other than language models, JSON lines."),
+    ],
     against: Annotated[Path | None, typer.Option(help="The float model, to compare with.")] = None,
     block: Annotated[int, typer.Option(min=2, help="Tokens per block; papers use 2048.")] = 2048,
     blocks: Annotated[int, typer.Option(min=0, help="Blocks to measure; 0: the whole text.")] = 0,

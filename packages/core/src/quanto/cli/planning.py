@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..scheme import Scheme
 from .options import read_tokens, split_words
 
 __all__ = ["plan"]
@@ -16,11 +17,13 @@ __all__ = ["plan"]
 
 def plan(
     folder: Annotated[Path, typer.Argument(help="A folder of a floating language model.")],
-    bits: Annotated[float, typer.Option(help="Budget: bits per weight on average, scales included.")] = 0.0,
-    size: Annotated[int, typer.Option(help="Budget: bytes of the quantized layers.")] = 0,
-    loss: Annotated[float, typer.Option(help="Budget: rise of the divergence, in nats per token.")] = 0.0,
-    seconds: Annotated[float, typer.Option(help="Budget: time of one token through the layers, here.")] = 0.0,
-    data: Annotated[Path | None, typer.Option(help="A text to measure sensitivities on.")] = None,
+    bits: Annotated[float, typer.Option(min=0, help="Budget: bits per weight on average, scales included.")] = 0.0,
+    size: Annotated[int, typer.Option(min=0, help="Budget: bytes of the quantized layers.")] = 0,
+    loss: Annotated[float, typer.Option(min=0, help="Budget: rise of the divergence, in nats per token.")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=0, help="Budget: time of one token through the layers, here.")] = 0.0,
+    data: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A text to measure sensitivities on.")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Sequences of --data to use.")] = 8,
     length: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 512,
     candidates: Annotated[str, typer.Option(help="Schemes to choose from, such as int3,int4,int8.")] = "",
@@ -43,6 +46,9 @@ def plan(
     budget: dict[str, Any] = {name: value for name, value in given.items() if value}
     if len(budget) != 1:
         raise ValueError("give one budget: --bits, --size, --loss or --seconds")
+    if calibrated and data is None:
+        raise ValueError("--calibrated needs --data")
+    schemes = [Scheme.of(word) for word in split_words([candidates])] or CANDIDATES
     model, encode = open_model(folder)
     batches = None
     if data is not None:
@@ -53,7 +59,7 @@ def plan(
     found = make(
         model,
         batches,
-        candidates=split_words([candidates]) or CANDIDATES,
+        candidates=schemes,
         exclude=[*split_words(exclude), *others],
         cache=cache,
         calibrated=calibrated,

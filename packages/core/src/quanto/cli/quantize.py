@@ -6,13 +6,17 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
 
 from ..scheme import Rule, Scheme
+from ..serialization.manifest import FILE as MANIFEST
 from .options import are_steps, read_rules, read_scheme, read_tokens, split_words
+
+if TYPE_CHECKING:
+    from ..algorithms import Pipeline
 
 __all__ = ["quantize"]
 
@@ -28,16 +32,23 @@ def quantize(
     group_size: Annotated[int, typer.Option(min=0, help="Weights that share a scale; 0: the data type's own.")] = 0,
     rules: Annotated[Path | None, typer.Option(help="A TOML or JSON file of rules for single modules.")] = None,
     exclude: Annotated[list[str], typer.Option(help="Modules to leave floating: a glob; may be repeated.")] = [],  # noqa: B006
-    data: Annotated[Path | None, typer.Option(help="A text for such steps; without, the model draws its own.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Sequences of --data to use.")] = 128,
+    data: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="A text for such steps; without, the model draws its own."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Sequences of --data to use.")] = 64,
     length: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 512,
     shard_size: Annotated[str, typer.Option(help="Largest size of a file.")] = "5GB",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Quantize a float checkpoint, tensor by tensor; the same call goes on after a kill."""
+    from ..algorithms import Pipeline
+
     start = time.perf_counter()
     listed, skipped = read_rules(rules), split_words(exclude)
     steps = split_words([algorithm])
+    if (model / MANIFEST).is_file():
+        raise ValueError(f"{model} holds a quantized model: give the float one that it was made from")
     if data is None and not are_steps(steps):
         scheme = read_scheme(weights, algorithm, group_size)
         _some(scheme, listed)
@@ -45,8 +56,8 @@ def quantize(
     else:
         scheme = read_scheme(weights, "", group_size)
         _some(scheme, listed)
-        size = samples, length
-        result = _calibrate(model, output, scheme, listed, skipped, shard_size, data, size, steps or ["gptq"])
+        size, pipeline = (samples, length), Pipeline(*(steps or ["gptq"]))
+        result = _calibrate(model, output, scheme, listed, skipped, shard_size, data, size, pipeline)
     result |= {"output": str(output), "seconds": round(time.perf_counter() - start, 2)}
     if as_json:
         typer.echo(json.dumps(result, indent=2))
@@ -89,16 +100,16 @@ def _calibrate(
     shard_size: str,
     data: Path | None,
     size: tuple[int, int],
-    steps: list[str],
+    pipeline: Pipeline,
 ) -> dict[str, Any]:
-    from ..algorithms import calibrate_weights, generate_samples
+    from ..algorithms import generate_samples
     from ..model import quantize as mark
     from ..serialization.convert import copy_beside
     from ..serialization.foreign import complete, known_layers, open_model
-    from ..serialization.manifest import FILE, Manifest
+    from ..serialization.manifest import Manifest
     from ..serialization.save import save
 
-    if (output / FILE).exists():
+    if (output / MANIFEST).exists():
         raise ValueError(f"{output} holds a quantized model already: remove it, or name another folder")
     opened, encode = open_model(model)
     samples, length = size
@@ -113,7 +124,7 @@ def _calibrate(
     mark(opened, scheme=scheme, rules=rules, include=include, exclude=exclude)
     output.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        calibrate_weights(opened, batches, steps, resume=output / "quanto.calibration")
+        pipeline.run(opened, batches, resume=output / "quanto.calibration")
     copy_beside(model, output)
     save(opened, output, shard_size=shard_size)
     manifest = Manifest.read(output)

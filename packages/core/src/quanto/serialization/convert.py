@@ -48,7 +48,13 @@ class Weight:
     slot: Slot
 
     def parts(self, tensor: Tensor) -> dict[str, Tensor]:
-        """Its parts by their names in the file."""
+        """Its parts by their names in the file.
+
+        Raises:
+            ValueError: if it holds what no code stands for.
+        """
+        if not tensor.is_meta and tensor.numel() and not all(t.isfinite() for t in tensor.aminmax()):
+            raise ValueError(f"{self.name} holds NaN or infinity")
         q = quantize_tensor(self.slot.rows(tensor), self.slot.scheme)
         made = zip(PARTS, (q.codes, q.scale, q.zero_point, q.global_scale), strict=True)
         return {f"{self.name}_{part}": t for part, t in made if t is not None}
@@ -105,7 +111,11 @@ def choose(
             continue
         chosen[f"{name}.weight"] = Weight(f"{name}.weight", Slot(wanted, info.shape, info.dtype, arrangement))
     if not chosen:
-        raise ValueError(f"{source.folder}: nothing to quantize among {len(names)} weights")
+        where = next(iter(source.files.values()), source.folder) if source.lone else source.folder
+        raise ValueError(f"{where}: nothing to quantize among its weights ({len(names)})")
+    for weight in {str(w.slot.scheme.to_dict()): w for w in chosen.values()}.values():
+        columns = weight.slot.rows_shape()[-1]
+        quantize_tensor(torch.zeros(1, columns), weight.slot.scheme)  # an algorithm may refuse: before the first file
     return chosen
 
 
@@ -131,8 +141,8 @@ def convert(
     """Writes a quantized checkpoint that `quanto.load` reads.
 
     One weight at a time is in memory, and the scales of one shard. Shards are finished one by one, and `quanto.json`
-    comes last: after a kill the same call goes on behind the last whole shard. Files beside the tensors, such as
-    `config.json` and tokenizers, are copied.
+    comes last: after a kill the same call goes on behind the last whole shard. Files beside the tensors of a folder,
+    such as `config.json` and tokenizers, are copied.
 
     Args:
         source: a float checkpoint.
@@ -172,7 +182,8 @@ def convert(
         sizes.append(size)
     next(bar, None)  # ends the bar
     sync_folder(folder)
-    copy_beside(source.folder, folder)
+    if not source.lone:
+        copy_beside(source.folder, folder)
     index = {name: i for i, names in enumerate(shards) for name in names}
     entries = {name.removesuffix(".weight"): _entry(weight) for name, weight in chosen.items()}
     return Manifest(entries, tuple(zip(files, sizes, strict=True)), index, {}, {})

@@ -24,11 +24,13 @@ class Source:
         folder: where what lies beside the tensors is.
         infos: dtype and shape of each tensor, in the order of files and names.
         files: where each is.
+        lone: whether it is a file, and what lies beside it is not known to belong to it.
     """
 
     folder: Path
     infos: dict[str, TensorInfo]
     files: dict[str, Path]
+    lone: bool = False
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Source:
@@ -47,7 +49,7 @@ class Source:
                 if name in files:
                     raise FormatError(f"{file}: tensor {name!r} is in {files[name].name} too")
                 infos[name], files[name] = info, file
-        return cls(path if path.is_dir() else path.parent, infos, files)
+        return cls(path if path.is_dir() else path.parent, infos, files, path.is_file())
 
     def read(self, name: str) -> Tensor:
         """One tensor, mapped from its file.

@@ -68,9 +68,12 @@ class Checkpoint:
         """The model, in the dtype it was saved in, and its tokenizer."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from .progress import quiet_unless_seen
+
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            with quiet_unless_seen():
+                model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+                tokenizer = AutoTokenizer.from_pretrained(folder)
         except (KeyError, ValueError, OSError, ImportError) as error:
             raise ValueError(f"{folder} can't be opened as a causal language model: {error}") from None
 
@@ -81,10 +84,12 @@ class Checkpoint:
 
     def task(self, folder: Path) -> Any:
         """The model as a classifier, an encoder or one of speech, if it is one."""
+        from .progress import quiet_unless_seen
         from .tasks import open_task
 
         architectures = _config(folder).get("architectures") or []
-        return open_task(folder, str(architectures[0])) if architectures else None
+        with quiet_unless_seen():
+            return open_task(folder, str(architectures[0])) if architectures else None
 
     def complete(self, source: Path, folder: Path, manifest: Any) -> None:
         """Writes what `from_pretrained` needs: the quantized modules in `config.json`, and the index of the shards."""
