@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import re
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,6 +241,18 @@ def test_a_float_weight_is_gone_before_the_next_is_quantized(monkeypatch: pytest
     quanto.freeze(model)
     assert alive == [3, 2, 1]
     assert not any(w() for w in weights)
+
+
+def test_what_inference_mode_freezes_and_loads_can_be_trained_around(tmp_path: Path) -> None:
+    model = quanto.quantize(nn.Sequential(nn.Linear(64, 8)), "int4")
+    with torch.inference_mode():
+        quanto.freeze(model)
+        quanto.save(model, tmp_path)
+        again = quanto.load(tmp_path, nn.Sequential(nn.Linear(64, 8)))
+    for made in (model, again):
+        made(torch.ones(1, 64)).sum().backward()
+        assert torch.equal(made[0].bias.grad, torch.ones(8))
+        assert not made[0].weight_packed.requires_grad
 
 
 def test_there_must_be_something_to_freeze() -> None:

@@ -63,6 +63,27 @@ def test_a_rule_for_a_module_without_a_twin_is_explained() -> None:
     assert set(notes) == {"1", "2.0"}  # neither the container nor the activation function
 
 
+def test_all_weights_that_stay_floating_are_explained() -> None:
+    layers = {"rows": nn.Embedding(8, 64), "gru": nn.GRU(64, 64), "norm": nn.BatchNorm1d(64), "last": nn.Linear(64, 8)}
+    notes = {layer.name: layer.note for layer in quanto.explain(quanto.quantize(nn.ModuleDict(layers), "int8")).layers}
+    assert notes["rows"] == "stays floating: Embedding is quantized only where a rule or an include names it"
+    assert notes["gru"] == "stays floating: GRU has no quantized twin"
+    assert "norm" not in notes
+    assert "stays" not in notes["last"]
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8, torch.float8_e4m3fn])
+def test_weights_that_are_not_floating_are_left(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].weight = nn.Parameter(torch.ones(8, 8).to(dtype), requires_grad=False)
+    quanto.freeze(quanto.quantize(model, "int8"))
+    notes = {layer.name: layer.note for layer in quanto.explain(model).layers}
+    assert f"its weight is {dtype}" in notes["0"]
+    assert model[0].weight.dtype == dtype
+    with pytest.raises(ValueError, match=f"rule for '0': its weight is {dtype}"):
+        quanto.quantize(model, rules=[quanto.Rule("0", quanto.Scheme("int8"), ("weight",))])
+
+
 def test_freezing_nothing_points_to_the_reasons() -> None:
     model = quanto.quantize(nn.Sequential(nn.Embedding(8, 64)), "int8")
     with pytest.raises(ValueError, match=r"no module is quantized.*quanto.explain"):

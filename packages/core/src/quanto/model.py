@@ -138,8 +138,9 @@ def freeze(model: nn.Module, *, progress: bool | None = None) -> nn.Module:
             "nothing to freeze: no module is quantized. quanto.quantize(model, …) comes first; if it was called, "
             "print(quanto.explain(model)) says why modules stayed floating"
         )
-    _freeze_each(found, progress)
-    arrange(model)
+    with torch.inference_mode(False), torch.no_grad():  # what inference mode makes cannot be used with gradients later
+        _freeze_each(found, progress)
+        arrange(model)
     return model
 
 

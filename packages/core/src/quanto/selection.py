@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -23,6 +24,8 @@ from .scheme import Rule, Scheme
 __all__ = ["default_scheme", "select"]
 
 _log = logging.getLogger("quanto")
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 #: name, module, scheme, and for raw parameters their arrangement by name
 _Chosen = tuple[str, nn.Module, Scheme, dict[str, str] | None]
@@ -134,14 +137,32 @@ def _decide(
     twin, reason = modules.find(module)
     if twin is None:
         meant = (rule is not None or named) and any(p is not None for p in module._parameters.values())
-        if meant or any(isinstance(module, c) for c in modules.twins):
+        if meant or any(isinstance(module, c) for c in modules.twins) or _holds_matrix(module):
             _skip(name, module, reason)
         return None
     if twin.only_activations and (scheme.activations is None or scheme.dynamic is True):
         return None
+    for parameter in twin.quantized.quantized_parameters:
+        if (wrong := _unfit(module, parameter)) is not None:
+            _skip(name, module, wrong)
+            return None
     if not twin.default and rule is None and not named:
+        _skip(name, module, f"{type(module).__name__} is quantized only where a rule or an include names it")
         return None
     return scheme, None
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    """Whether a module has weights of its own that a reader would expect to be quantized."""
+    return any(p is not None and p.ndim > 1 and p.is_floating_point() for p in module._parameters.values())
+
+
+def _unfit(module: nn.Module, name: str) -> str | None:
+    """Why a parameter cannot be quantized, or None."""
+    parameter = getattr(module, name, None)
+    if not isinstance(parameter, Tensor) or is_lazy(parameter) or parameter.dtype in _FLOATS:
+        return None
+    return f"its {name} is {parameter.dtype}; float64, float32, float16 and bfloat16 can be quantized"
 
 
 def _raw_parameters(name: str, module: nn.Module, parameters: tuple[str, ...]) -> dict[str, str]:
@@ -150,6 +171,8 @@ def _raw_parameters(name: str, module: nn.Module, parameters: tuple[str, ...]) -
         bare = parameter.removesuffix(".T")
         if not isinstance(getattr(module, bare, None), Tensor):
             raise ValueError(f"rule for {name!r}: {type(module).__name__} has no parameter {bare!r}")
+        if (reason := _unfit(module, bare)) is not None:
+            raise ValueError(f"rule for {name!r}: {reason}")
         arrangements[bare] = ARRANGEMENTS[3] if parameter.endswith(".T") else ARRANGEMENTS[0]
     return arrangements
 

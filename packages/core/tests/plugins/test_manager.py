@@ -102,7 +102,7 @@ def test_a_hook_that_raises_takes_everything_back(
         (None, "TypeError: it declares no QUANTO_API; this quanto-core has API 1"),
         (0, "it was written for API 0, this quanto-core has API 1; upgrade the plugin"),
         (2, "it was written for API 2, this quanto-core has API 1; upgrade quanto-core"),
-        ("1", "written for API 1, .* upgrade quanto-core"),
+        ("1", "its QUANTO_API must be an integer such as 1, got '1'"),
     ],
 )
 def test_other_versions_are_left_out(load: Load, entry: Make, plugin: Make, api: Any, sentence: str) -> None:
@@ -136,6 +136,38 @@ def test_an_interrupt_is_no_failure_of_the_plugin(
     with pytest.raises(KeyboardInterrupt):
         load(entry("slow", plugin(register_quantizers=interrupted)))
     assert snapshot() == before
+
+
+def test_after_an_interrupt_the_rest_is_loaded(
+    load: Load, entry: Make, plugin: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def impatient(register: Any) -> None:
+        calls.append("b")
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        quantizer_hook(register)
+
+    manager = load()
+    monkeypatch.setattr(manager, "_loading", False)
+    monkeypatch.setattr(manager, "_loaded", False)
+    entries = [entry("a", plugin()), entry("b", plugin(register_quantizers=impatient)), entry("c", plugin())]
+    monkeypatch.setattr(quanto.plugins.manager, "entry_points", lambda group: entries)
+    with pytest.raises(KeyboardInterrupt):
+        manager.load()
+    assert manager.load()
+    assert [(r.name, r.status) for r in manager.records] == [("a", "loaded"), ("b", "loaded"), ("c", "loaded")]
+    assert "mine" in quantizers
+    assert not manager.load()
+
+
+def test_a_kernel_that_nobody_has_is_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = frozenset({"cpu.linaer", "quanto-core", "reference.linear"}), frozenset({"not.here"})
+    monkeypatch.setattr(quanto.kernels, "_forced", names[0])
+    monkeypatch.setattr(quanto.kernels, "_blocked", names[1])
+    with pytest.warns(RuntimeWarning, match="QUANTO_KERNELS names cpu.linaer, and there is no such kernel"):
+        load()
 
 
 @pytest.mark.parametrize(
@@ -173,7 +205,11 @@ def test_the_environment_chooses(
     else:
         monkeypatch.setenv("QUANTO_PLUGINS", text)
     entries = [entry(name, plugin()) for name in "cba"]
-    records = load(*entries).records
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        records = load(*entries).records
+    expected = ["quanto: QUANTO_PLUGINS names other, and there is no such plugin; see `quanto info`"]
+    assert [str(w.message) for w in caught] == (expected if text == "other" else [])
     assert [r.name for r in records] == ["a", "b", "c"]
     assert "".join(r.name for r in records if r.status == "loaded") == loaded
     assert all(r.reason == "left out by QUANTO_PLUGINS" for r in records if r.status == "blocked")

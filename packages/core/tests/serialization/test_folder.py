@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,20 @@ def test_a_failed_save_leaves_the_folder_as_it_was(
             quanto.save(model, saved)
     assert _names(saved) == before
     assert bits(quanto.load(saved, float_model())) == old
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no locks of folders")
+def test_saves_to_one_folder_wait_for_each_other(tmp_path: Path, float_model: Model, bits: Any) -> None:
+    models = [quanto.freeze(quanto.quantize(float_model(), weights)) for weights in ("int8", "int4", "nf4")]
+
+    def save(model: nn.Module) -> None:
+        for _ in range(8):
+            quanto.save(model, tmp_path)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(save, models))
+    assert bits(quanto.load(tmp_path, float_model())) in [bits(model) for model in models]
+    assert len(_names(tmp_path)) == 2, "the JSON and one shard"
 
 
 def test_an_interrupt_after_the_commit_keeps_the_new_model(

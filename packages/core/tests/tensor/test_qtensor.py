@@ -35,11 +35,11 @@ def _samples(name: str) -> list[QTensor]:
     return [q, whole, q.permute(1, 0, 2), q.mT, q.view(-1), q[:0], quanto.quantize_tensor(torch.tensor(2.0), name)]
 
 
-def _load(q: QTensor) -> QTensor:
+def _load(q: QTensor, weights_only: bool) -> QTensor:
     buffer = io.BytesIO()
     torch.save(q, buffer)
     buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
+    return torch.load(buffer, weights_only=weights_only)
 
 
 COPIES: dict[str, Callable[[QTensor], Any]] = {
@@ -49,7 +49,8 @@ COPIES: dict[str, Callable[[QTensor], Any]] = {
     "copy": copy.copy,
     "pickle": lambda q: pickle.loads(pickle.dumps(q)),
     "pickle, old protocol": lambda q: pickle.loads(pickle.dumps(q, protocol=2)),
-    "torch.save": _load,
+    "torch.save": lambda q: _load(q, True),
+    "torch.save, any pickle": lambda q: _load(q, False),
     "to itself": lambda q: q.to(q.dtype, copy=True),
     "cpu": torch.Tensor.cpu,
     "parameter": lambda q: nn.Parameter(q, requires_grad=False),
@@ -80,6 +81,23 @@ def test_copies_own_their_memory(way: str) -> None:
     twin = COPIES[way](q)
     assert twin.codes.data_ptr() != q.codes.data_ptr()
     assert twin.scale.data_ptr() != q.scale.data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        (0, {"codes": torch.zeros(4, 40, dtype=torch.uint8)}, "codes must be torch.uint8"),
+        (0, {"codes": torch.zeros(4, 48)}, "codes must be torch.uint8"),
+        (0, {"scale": torch.ones(3, 1)}, "scale must have shape"),
+        (2, (4, 97), "cannot have codes"),
+    ],
+)
+def test_a_file_whose_parts_do_not_fit_is_refused(part: int, value: Any, message: str) -> None:
+    rebuild, arguments = quanto.quantize_tensor(_randn(4, 96), "int4").__reduce_ex__(2)
+    given = list(arguments)
+    given[part] = {**given[part], **value} if part == 0 else value
+    with pytest.raises(ValueError, match=message):
+        rebuild(*given)
 
 
 def test_deepcopy_keeps_shared_objects_and_gradients() -> None:

@@ -147,15 +147,15 @@ def _kernels(registry: KernelRegistry) -> Selection:
     forced, blocked = registry.selection
     names = set(registry.specs)
     origins = {spec.origin for spec in registry.specs.values()}
-    unknown = (forced - names) | (blocked - names - origins)
-    return _selection("QUANTO_KERNELS", forced, blocked, unknown)
+    return _selection("QUANTO_KERNELS", forced, blocked, (forced | blocked) - names - origins)
 
 
 def _plugins(manager: PluginManager) -> Selection:
     words = {word.strip() for word in os.environ.get("QUANTO_PLUGINS", "").split(",")} - {""}
     blocked = {word[1:] for word in words if word.startswith("-")}
     forced = {word for word in words if not word.startswith("-")}
-    return _selection("QUANTO_PLUGINS", forced, blocked, (forced | blocked) - {r.name for r in manager.records})
+    known = {name for r in manager.records for name in (r.name, r.distribution.split(" ")[0])}
+    return _selection("QUANTO_PLUGINS", forced, blocked, (forced | blocked) - known)
 
 
 def _selection(variable: str, forced: Any, blocked: Any, unknown: Any) -> Selection:

@@ -65,15 +65,21 @@ class PluginManager:
             from . import builtin
 
             try:
-                self._register(builtin, "quanto-core")
+                if not self.pm.has_plugin("quanto-core"):
+                    self._register(builtin, "quanto-core")
+                done = {(record.name, record.distribution) for record in self.records}
                 for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
-                    self._load(entry)
-            finally:
-                self._loaded = True
+                    if (entry.name, _distribution(entry)) not in done:
+                        self._load(entry)
+            except BaseException:
+                self._loading = False  # interrupted: the next question goes on from here
+                raise
+            self._loaded = True
+            _warn_of_unknown({name for r in self.records for name in (r.name, r.distribution.split(" ")[0])})
             return True
 
     def _load(self, entry: EntryPoint) -> None:
-        dist = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value
+        dist = _distribution(entry)
         if not _allowed({entry.name, dist.split(" ")[0]}):
             self.records.append(PluginRecord(entry.name, dist, "blocked", "left out by QUANTO_PLUGINS"))
             return
@@ -168,20 +174,46 @@ def _allowed(names: set[str]) -> bool:
     text = os.environ.get("QUANTO_PLUGINS")
     if text is None:
         return True
-    words = {w.strip() for w in text.split(",") if w.strip()}
+    words = _words(text)
     if words & {f"-{name}" for name in names}:
         return False
     wanted = {w for w in words if not w.startswith("-")}
     return bool(names & wanted) if wanted or not words else True
 
 
+def _words(text: str) -> set[str]:
+    return {w.strip() for w in text.split(",") if w.strip()}
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value
+
+
+def _warn_of_unknown(plugin_names: set[str]) -> None:
+    """Names that the environment asks for and nothing has, most often misspelt; blocking what is not there is fine."""
+    from ..kernels import kernels
+
+    known = {name for spec in kernels.specs.values() for name in (spec.name, spec.origin)}
+    asked = {
+        "QUANTO_PLUGINS": {w for w in _words(os.environ.get("QUANTO_PLUGINS", "")) if w[0] != "-"} - plugin_names,
+        "QUANTO_KERNELS": kernels.selection[0] - known,
+    }
+    for variable, names in asked.items():
+        if names:
+            what = "plugin" if variable == "QUANTO_PLUGINS" else "kernel"
+            listed = ", ".join(sorted(names))
+            text = f"quanto: {variable} names {listed}, and there is no such {what}; see `quanto info`"
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+
 def _check_version(module: object) -> None:
     found = getattr(module, "QUANTO_API", None)
     if found is None:
         raise TypeError(f"it declares no QUANTO_API; this quanto-core has API {hookspecs.API_VERSION}")
+    if type(found) is not int:
+        raise TypeError(f"its QUANTO_API must be an integer such as {hookspecs.API_VERSION}, got {found!r}")
     if found != hookspecs.API_VERSION:
-        older = isinstance(found, int) and found < hookspecs.API_VERSION
-        advice = "upgrade the plugin" if older else "upgrade quanto-core"
+        advice = "upgrade the plugin" if found < hookspecs.API_VERSION else "upgrade quanto-core"
         raise TypeError(f"it was written for API {found}, this quanto-core has API {hookspecs.API_VERSION}; {advice}")
 
 

@@ -14,12 +14,22 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import FormatError
 
-__all__ = ["collect_garbage", "is_plain", "locate", "new_names", "remove", "replace_text", "sync_folder", "write_file"]
+__all__ = [
+    "collect_garbage",
+    "is_plain",
+    "locate",
+    "locked",
+    "new_names",
+    "remove",
+    "replace_text",
+    "sync_folder",
+    "write_file",
+]
 
 PARTIAL = ".partial"
 _SHARD = re.compile(r"quanto(?:-g(\d+))?-\d{5,}-of-\d{5,}\.safetensors")
@@ -71,6 +81,29 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Lets one save after the other write to a folder, of whatever process; the lock ends with its holder.
+
+    Without it two saves would take the same names, and one could remove what the other has just committed. Windows has
+    no locks of folders, nor have some network file systems: there nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a forked child may hold the handle too
         os.close(handle)
 
 

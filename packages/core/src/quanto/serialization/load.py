@@ -55,8 +55,11 @@ def load(
         FormatError: if the folder is damaged, hostile, too new, or does not fit the model; the message names file,
             tensor or module.
     """
-    folder = Path(folder)
-    target = None if device is None else torch.device(device)
+    with torch.inference_mode(False), torch.no_grad():  # what inference mode makes cannot be used with gradients later
+        return _load(Path(folder), model, None if device is None else torch.device(device), progress)
+
+
+def _load(folder: Path, model: nn.Module, target: torch.device | None, progress: bool | None) -> nn.Module:
     if not (folder / FILE).exists() and (reader := _foreign(folder)) is not None:
         loaded: nn.Module = reader.load(folder, model)
         return loaded if target is None else loaded.to(target)

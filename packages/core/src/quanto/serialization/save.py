@@ -16,7 +16,7 @@ from .._progress import track
 from ..mapping import quantization_map
 from ..nn.checkpoint import postponed, resolve, source
 from ..ties import untie
-from .folder import collect_garbage, new_names, remove, replace_text, sync_folder, write_file
+from .folder import collect_garbage, locked, new_names, remove, replace_text, sync_folder, write_file
 from .header import DTYPES, TensorInfo, build_header
 from .manifest import FILE, Manifest
 from .views import VIEWS, stored, view_of
@@ -38,7 +38,8 @@ def save(
 
     Args:
         model: a model with quantized modules.
-        folder: created if it does not exist; not to be saved to by two processes at once.
+        folder: created if it does not exist. A second save to it waits for the first, but not on Windows or file
+            systems without locks: there two at once must not be.
         shard_size: largest size of a file, in bytes or as in `"500MB"`; a larger tensor gets a file to itself.
         progress: whether to show a progress bar; None shows one in a terminal.
 
@@ -60,23 +61,24 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = _split(infos, limit)
-    names = new_names(folder, len(shards))
     bar = iter(track(tensors, "save", enabled=progress))
-    try:
-        sizes = [
-            write_file(folder / name, _contents({n: infos[n] for n in _aligned_first(shard, infos)}, tensors, bar))
-            for name, shard in zip(names, shards, strict=True)
-        ]
-        next(bar, None)  # ends the bar
-        index = {n: i for i, shard in enumerate(shards) for n in shard}
-        manifest = Manifest(modules, tuple(zip(names, sizes, strict=True)), index, aliases, views)
-        sync_folder(folder)
-        replace_text(folder / FILE, manifest.dump())
-    except BaseException:
-        if not _committed(folder, names):
-            remove(folder, names)
-        raise
-    collect_garbage(folder, names)
+    with locked(folder):
+        names = new_names(folder, len(shards))
+        try:
+            sizes = [
+                write_file(folder / name, _contents({n: infos[n] for n in _aligned_first(shard, infos)}, tensors, bar))
+                for name, shard in zip(names, shards, strict=True)
+            ]
+            next(bar, None)  # ends the bar
+            index = {n: i for i, shard in enumerate(shards) for n in shard}
+            manifest = Manifest(modules, tuple(zip(names, sizes, strict=True)), index, aliases, views)
+            sync_folder(folder)
+            replace_text(folder / FILE, manifest.dump())
+        except BaseException:
+            if not _committed(folder, names):
+                remove(folder, names)
+            raise
+        collect_garbage(folder, names)
 
 
 def _committed(folder: Path, names: list[str]) -> bool:

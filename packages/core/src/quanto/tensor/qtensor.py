@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..contracts import check_weight
 from ..qtypes import QType, get_qtype
 from ..weight import Weight, make_key
 
@@ -240,4 +242,12 @@ def same(a: Tensor, b: Tensor) -> bool:
 def _rebuild(inner: dict[str, Tensor], context: tuple[Any, ...], shape: tuple[int, ...], scale: torch.dtype) -> QTensor:
     if inner["scale"].dtype != scale:
         inner["scale"] = inner["scale"].view(scale)
-    return QTensor.__tensor_unflatten__(inner, context, shape, None)
+    made = QTensor.__tensor_unflatten__(inner, context, shape, None)
+    check_weight(made.weight(), made.inner_shape or (1,))
+    if math.prod(made.inner_shape) != math.prod(shape):
+        raise ValueError(f"a QTensor of shape {tuple(shape)} cannot have codes of {made.inner_shape}")
+    return made
+
+
+# torch.load(weights_only=True) asks for it before anything of quanto runs. It reads plain tensors, and checks them.
+torch.serialization.add_safe_globals([_rebuild])
