@@ -22,7 +22,7 @@ def quantized(language_model: Path, tmp_path: Path, capsys) -> Path:
 def test_table(quantized: Path, language_model: Path, capsys) -> None:
     assert main(["inspect", str(quantized), "--against", str(language_model)]) == 0
     out = capsys.readouterr().out
-    assert "blocks.1.2.weight  int4    32×64" in out
+    assert "blocks.1.2  int4    32×64" in out
     assert "quantized weights     8,192, " in out
 
 

@@ -37,11 +37,14 @@ def inspect(
 
 def _layers(report: Any) -> Table:
     rows = []
+    plain = all(layer.name.endswith(".weight") for layer in report.layers)  # as nearly always
     for layer in report.layers:
         sqnr = "" if layer.sqnr is None else f"{layer.sqnr:.1f}" if math.isfinite(layer.sqnr) else "exact"
         shape = "×".join(map(str, layer.shape))
-        rows.append((layer.name, layer.scheme, shape, f"{layer.bits:.2f}", f"{layer.bytes:,}", sqnr))
-    return Table("layers", ("weight", "scheme", "shape", "bits", "bytes", "SQNR dB"), tuple(rows), (0,))
+        name = layer.name.removesuffix(".weight") if plain else layer.name
+        rows.append((name, layer.scheme, shape, f"{layer.bits:.2f}", f"{layer.bytes:,}", sqnr))
+    heads = ("layer" if plain else "weight", "scheme", "shape", "bits", "bytes", "SQNR dB")
+    return Table("layers", heads, tuple(rows), (1, 2, 3, 4, 5))  # a name may be wrapped, a number not
 
 
 def _whole(report: Any) -> Table:

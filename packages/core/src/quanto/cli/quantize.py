@@ -36,7 +36,7 @@ def quantize(
         Path | None,
         typer.Option(exists=True, dir_okay=False, help="A text for such steps; without, the model draws its own."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Sequences of --data to use.")] = 64,
+    samples: Annotated[int, typer.Option(min=1, help="Sequences to calibrate on.")] = 64,
     length: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 512,
     shard_size: Annotated[str, typer.Option(help="Largest size of a file.")] = "5GB",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
