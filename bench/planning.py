@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="calibration blocks")
     parser.add_argument("--blocks", type=int, default=24, help="held-out blocks")
     parser.add_argument("--block", type=int, default=512)
+    parser.add_argument("--chart", type=Path, help="draw the trade-off with the plan of 3.5 bits in it")
     options = parser.parse_args()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -46,6 +47,8 @@ def main() -> None:
     start = time.perf_counter()
     first = quanto.plan(model, data, bits=options.bits[0], exclude="lm_head", progress=False)
     seconds = time.perf_counter() - start
+    if options.chart is not None:
+        first.again(bits=3.5).draw(options.chart)
     rows: list[dict[str, Any]] = []
 
     def measure(name: str, bits: float, expected: float, **options_of_quantize: Any) -> None:

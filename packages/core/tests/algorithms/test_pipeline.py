@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import quanto
-from quanto.algorithms import Block, Pipeline, Step, calibrate_weights
+from quanto.algorithms import Block, Pipeline, Step, calibrate_weights, generate_samples
 
 
 class _Notes(Step):
@@ -130,3 +131,22 @@ def test_refuses_what_it_cannot_do(tiny: Any, batches: list[torch.Tensor]) -> No
         Pipeline(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a batch must be a tensor, a tuple or a mapping, got str"):
         Pipeline().run(quanto.quantize(tiny(), "int8"), ["text"])
+
+
+def test_without_data_the_float_model_draws_its_own(tiny: Any) -> None:
+    drawn = generate_samples(tiny(), length=16)
+    given, alone = tiny(), tiny()
+    for model in (given, alone):
+        model.config = SimpleNamespace(max_position_embeddings=16)
+        quanto.quantize(model, "int4", group_size=32)
+    Pipeline("gptq").run(given, drawn)
+    Pipeline("gptq").run(alone)
+    for (name, a), b in zip(given.state_dict().items(), alone.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_model_that_draws_no_text_needs_data() -> None:
+    model = quanto.quantize(nn.Sequential(nn.Linear(8, 8)), "int8")
+    with pytest.raises(ValueError, match="give batches"):
+        Pipeline("gptq").run(model)
+    assert not model[0].frozen

@@ -94,7 +94,7 @@ def test_impossible_budgets(task, batches, budget: dict[str, float], message: st
 def test_table_toml_and_json(task, batches) -> None:
     planned = quanto.plan(task.model, batches, bits=5, candidates=CANDIDATES)
     text = str(planned)
-    assert "planned (at most 5 bits per weight)" in text
+    assert "this plan: at most 5 bits per weight" in text
     assert "nats of divergence" in text
     data = json.loads(json.dumps(planned.to_dict()))
     assert list(data["rules"]) == ["0", "2", "4", "6", "8"]

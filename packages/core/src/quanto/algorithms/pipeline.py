@@ -15,10 +15,13 @@ from ..model import arrange
 from ..nn.base import QModule
 from .progress import Progress
 from .resume import Store
+from .samples import generate_samples
 from .step import Block, Step, as_float, first_tensor
 from .stream import Stream, call, calm, find_chain, record
 
 __all__ = ["Pipeline", "calibrate_weights"]
+
+_LENGTH = 512  # tokens of a drawn sequence
 
 
 class Pipeline:
@@ -49,7 +52,7 @@ class Pipeline:
     def run(
         self,
         model: nn.Module,
-        batches: Iterable[Any],
+        batches: Iterable[Any] | None = None,
         *,
         resume: str | Path | None = None,
         progress: bool | None = None,
@@ -58,7 +61,8 @@ class Pipeline:
 
         Args:
             model: after `quanto.quantize`; its weights floating.
-            batches: sample data, each a tensor, a tuple of arguments or a mapping of named ones.
+            batches: sample data, each a tensor, a tuple of arguments or a mapping of named ones. None: text that the
+                model draws from its own predictions (see `generate_samples`), for causal language models.
             resume: a folder for finished blocks: after a kill the same call goes on behind the last of them.
             progress: whether to show blocks, loss and remaining time; None shows them in a terminal.
 
@@ -66,12 +70,12 @@ class Pipeline:
             The model itself.
 
         Raises:
-            ValueError: if nothing is quantized, everything is frozen already, there is no data, or the folder is that
-                of another model, data or pipeline.
+            ValueError: if nothing is quantized, everything is frozen already, there is no data and the model draws
+                none, or the folder is that of another model, data or pipeline.
         """
         if not any(isinstance(m, QModule) and m._slots and not m.frozen for m in model.modules()):
             raise ValueError("nothing to calibrate: call quanto.quantize(model, …) first, and don't freeze it")
-        samples = list(batches)
+        samples = _drawn(model, progress) if batches is None else list(batches)
         store = None if resume is None else Store(Path(resume), model, samples, self.steps)
         with calm(model), torch.no_grad():
             for step in self.steps:
@@ -143,6 +147,16 @@ class Pipeline:
             store.save(block)
 
 
+def _drawn(model: nn.Module, progress: bool | None) -> list[Any]:
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    length = min(_LENGTH, limit) if isinstance(limit, int) and limit > 0 else _LENGTH
+    try:
+        with as_float(model):
+            return list(generate_samples(model, length=length, progress=progress))
+    except Exception as error:
+        raise ValueError(f"the model draws no text to calibrate on, so give batches: {error}") from error
+
+
 def _advance(stream: Stream, module: nn.Module) -> None:
     """Replaces the inputs of a block by its outputs, one after another."""
     for index in range(len(stream)):
@@ -162,7 +176,7 @@ class _Whole(nn.Module):
 
 def calibrate_weights(
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Any] | None = None,
     steps: Sequence[Step | str] = ("gptq",),
     *,
     resume: str | Path | None = None,

@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["bars", "curve"]
 
-_COLORS = ("#2a6f97", "#e07a5f", "#3d405b", "#81b29a", "#f2cc8f", "#8d5a97", "#6c757d")
+_COLORS = ("#2a6f97", "#e07a5f", "#3d405b", "#81b29a", "#b7791f", "#8d5a97", "#6c757d")
 
 
 def bars(
@@ -50,13 +50,14 @@ def curve(
     axes = figure.add_subplot()
     axes.step(x, y, where="post", color=_COLORS[0])
     for i, (a, b, name) in enumerate(marks):
-        axes.plot([a], [b], "o", color=_COLORS[1 + i % (len(_COLORS) - 1)], label=name)
+        color = _COLORS[1 + i % (len(_COLORS) - 1)]
+        axes.plot([a], [b], "o", color=color)
+        axes.annotate(name, (a, b), xytext=(6, 5), textcoords="offset points", color=color, fontsize=9)
     axes.set_yscale("log")
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.grid(alpha=0.3)
-    if marks:
-        axes.legend(frameon=False, fontsize=8)
+    axes.margins(x=0.1, y=0.08)  # room for the names of the outer points
     _save(figure, path)
 
 

@@ -17,6 +17,7 @@ from .fisher import Objective
 from .layers import find_layers
 from .sensitivity import Sensitivity, sensitivity
 from .speed import layer_seconds
+from .words import describe
 
 __all__ = ["CANDIDATES", "Plan", "plan"]
 
@@ -32,7 +33,7 @@ CANDIDATES: tuple[Scheme, ...] = (
 
 @dataclass(frozen=True)
 class Plan:
-    """Which layer gets which scheme; printing it gives the trade-off as tables.
+    """Which layer gets which scheme; printing it gives each layer's losses and the trade-off, with a chart.
 
     Attributes:
         sensitivity: what was measured.
@@ -113,16 +114,7 @@ class Plan:
         return "\n".join(lines) + "\n"
 
     def __str__(self) -> str:
-        s = self.sensitivity
-        rows = [("layer", "weights", "scheme", "loss", *(f"{c} would" for c in s.candidates))]
-        for i, name in enumerate(s.layers):
-            chosen = self.choices[i]
-            losses = (f"{loss:.2e}" for loss in s.losses[i])
-            rows.append((name, str(s.weights[i]), str(s.candidates[chosen]), f"{s.losses[i][chosen]:.2e}", *losses))
-        table: list[tuple[str, ...]] = [("all layers as", "bits", "loss")]
-        table += [(str(c), f"{bits:.3f}", f"{loss:.4g}") for c, bits, loss in self.uniform()]
-        table += [(f"planned ({self.budget})", f"{self.bits:.3f}", f"{self.loss:.4g}")]
-        return "\n".join([*_aligned(rows), "", *_aligned(table), f"loss: {s.convention}"])
+        return describe(self)
 
     def draw(self, path: str | os.PathLike[str]) -> None:
         """Writes the trade-off to a picture: the planned curve, uniform schemes and this plan.
@@ -135,9 +127,9 @@ class Plan:
         marks = [] if scale is None else [(bits, loss, str(c)) for c, bits, loss in self.uniform()]
         if scale is not None:
             marks.append((self.bits, self.loss, "this plan"))
-        label = "seconds" if scale is None else "bits per weight, planned"
+        label = "seconds" if scale is None else "bits per weight, scales and zero points included"
         x = [cost * (scale or 1) for cost, _ in points]
-        curve(x, [loss for _, loss in points], marks, (label, self.sensitivity.convention), path)
+        curve(x, [loss for _, loss in points], marks, (label, f"loss: {self.sensitivity.convention}"), path)
 
 
 def plan(
@@ -213,8 +205,3 @@ def plan(
             f"{words} is below the smallest candidates: {least / weights:.4g} bits per weight, {least // 8:,} bytes"
         ) from None
     return Plan(found, tuple(choices), solved, words, 1 / weights)
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
