@@ -30,7 +30,7 @@ def test_plan_as_json(language_model: Path, text: Path, tmp_path: Path, capsys) 
 def test_the_rules_are_those_of_quantize(language_model: Path, text: Path, tmp_path: Path, capsys) -> None:
     rules, out = str(tmp_path / "rules.toml"), str(tmp_path / "out")
     assert main(words_of(language_model, text, "--bits", "6.5", "-o", rules)) == 0
-    assert "planned (at most 6.5 bits per weight)" in capsys.readouterr().out
+    assert "this plan: at most 6.5 bits per weight" in capsys.readouterr().out
     assert main(["quantize", str(language_model), "-o", out, "--rules", rules]) == 0
     capsys.readouterr()
     assert main(["inspect", out, "--json"]) == 0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,25 @@ def test_the_command_line_writes_what_from_pretrained_would(
         sorted(n for n, m in model.named_modules() if isinstance(m, quanto.nn.QModule)) for model in (found, expected)
     ]
     assert names[0] == names[1]
+
+
+def test_a_name_on_the_hub_is_found_in_its_cache(
+    saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    words = ["--weights", "int4", "-o", str(tmp_path / "out")]
+    assert main(["quantize", "someone/tiny", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("quanto: error: someone/tiny is no folder here, and the hub has no answer: ")
+    assert error.count("\n") == 1
+    commit, repository = "0" * 40, tmp_path / "cache" / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(saved("llama"), repository / "snapshots" / commit)
+    assert main(["quantize", "someone/tiny", *words]) == 0
+    assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "llama"
 
 
 def test_old_names_of_the_command_line_find_their_modules(saved: Callable[..., Path], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A folder of a model, floating or quantized.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of a model, floating or quantized, or a name on a hub.")],
     data: Annotated[
         Path,
         typer.Option(exists=True, dir_okay=False, help="A text; for other than language models, JSON lines."),
@@ -26,8 +26,9 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Measure what a model knows, and against the float model what it lost; says by which convention."""
-    from ..serialization.foreign import open_task
+    from ..serialization.foreign import fetch, open_task
 
+    folder, against = fetch(folder), None if against is None else fetch(against)
     task = open_task(folder)
     if task is not None:
         found = _examples(task, data, None if against is None else open_task(against))

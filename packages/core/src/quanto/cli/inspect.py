@@ -23,8 +23,9 @@ def inspect(
 ) -> None:
     """Show the scheme and size of each layer, and its signal to noise against the float model."""
     from ..serialization.examine import examine
+    from ..serialization.foreign import fetch
 
-    report = examine(folder, against)
+    report = examine(folder, None if against is None else fetch(against))
     if chart is not None:
         if against is None:
             raise ValueError("--chart shows SQNR: it needs --against")

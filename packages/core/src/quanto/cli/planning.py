@@ -40,7 +40,7 @@ def plan(
     from ..planner import plan as make
     from ..planner.plan import CANDIDATES
     from ..serialization.folder import replace_text
-    from ..serialization.foreign import known_layers, open_model
+    from ..serialization.foreign import fetch, known_layers, open_model
 
     given = {"bits": bits, "size": size, "loss": loss, "seconds": seconds}
     budget: dict[str, Any] = {name: value for name, value in given.items() if value}
@@ -49,6 +49,7 @@ def plan(
     if calibrated and data is None:
         raise ValueError("--calibrated needs --data")
     schemes = [Scheme.of(word) for word in split_words([candidates])] or CANDIDATES
+    folder = fetch(folder)
     model, encode = open_model(folder)
     batches = None
     if data is not None:

@@ -22,7 +22,7 @@ __all__ = ["quantize"]
 
 
 def quantize(
-    model: Annotated[Path, typer.Argument(help="A folder of safetensors files, or one such file.")],
+    model: Annotated[Path, typer.Argument(help="A folder of safetensors files, one such file, or a name on a hub.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     weights: Annotated[str, typer.Option(help="Data type of the weights, or a preset such as w8a8.")] = "",
     algorithm: Annotated[
@@ -43,10 +43,12 @@ def quantize(
 ) -> None:
     """Quantize a float checkpoint, tensor by tensor; the same call goes on after a kill."""
     from ..algorithms import Pipeline
+    from ..serialization.foreign import fetch
 
     start = time.perf_counter()
     listed, skipped = read_rules(rules), split_words(exclude)
     steps = split_words([algorithm])
+    model = fetch(model)
     if (model / MANIFEST).is_file():
         raise ValueError(f"{model} holds a quantized model: give the float one that it was made from")
     if data is None and not are_steps(steps):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a registered format can do beside reading: know an architecture, open a model, complete a folder."""
+"""What a registered format can do beside reading: fetch and open a model, know an architecture, complete a folder."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from .manifest import Manifest
 if TYPE_CHECKING:
     from ..eval.tasks import Task
 
-__all__ = ["Opened", "complete", "known_layers", "open_model", "open_task"]
+__all__ = ["Opened", "complete", "fetch", "known_layers", "open_model", "open_task"]
 
 #: a float or quantized model, and what makes tokens, int64 `[n]`, of a text
 Opened = tuple[nn.Module, Callable[[str], Tensor]]
@@ -29,6 +30,26 @@ def _able(folder: Path, method: str) -> tuple[str, Any] | None:
         if callable(getattr(found, method, None)) and found.accepts(folder):
             return name, found
     return None
+
+
+def fetch(model: Path) -> Path:
+    """The folder of a model of a hub, such as `owner/name`, from a format that knows one; any other path as it is.
+
+    Raises:
+        ValueError: if the hub has no such model, or can't be reached.
+    """
+    from ..plugins.manager import plugins
+
+    if model.exists() or not _ON_A_HUB.fullmatch(model.as_posix()):
+        return model
+    plugins.load()
+    for found in formats.values():
+        if callable(getattr(found, "fetch", None)):
+            return Path(found.fetch(model.as_posix()))
+    return model
+
+
+_ON_A_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def known_layers(folder: Path) -> dict[str, str] | None:

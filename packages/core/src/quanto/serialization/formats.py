@@ -20,9 +20,10 @@ class Reader:
 
     The command line asks more of a reader that has the method `accepts(folder)`, and any of these (see
     `quanto.serialization.foreign`): `layers(folder)`, which modules of a float folder are quantized by default, each
-    with the arrangement of its weight, or None; `open(folder)`, a model and what makes tokens of a text;
-    `task(folder)`, a `quanto.eval.Task` for a model that is no language model, or None; and `complete(source, folder,
-    manifest)`, which adds files that another library needs to load what quanto wrote.
+    with the arrangement of its weight, or None; `fetch(name)`, the folder of a model of a hub; `open(folder)`, a model
+    and what makes tokens of a text; `task(folder)`, a `quanto.eval.Task` for a model that is no language model, or
+    None; and `complete(source, folder, manifest)`, which adds files that another library needs to load what quanto
+    wrote.
     """
 
     detect: Callable[[Path], bool]

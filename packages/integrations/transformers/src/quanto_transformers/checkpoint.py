@@ -13,6 +13,10 @@ from torch import nn
 __all__ = ["Checkpoint"]
 
 
+#: files of a model on the hub, without its weights in other formats
+_FETCHED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+
+
 class Checkpoint:
     """A folder with a `config.json` that transformers understands."""
 
@@ -63,6 +67,20 @@ class Checkpoint:
                 return None
             found[choice.name] = twin.quantized.quantized_parameters["weight"]
         return found
+
+    def fetch(self, name: str) -> Path:
+        """The folder in the hub's cache of a model's safetensors, configuration and tokenizer, downloaded if need be.
+
+        Raises:
+            ValueError: if there is no such model, or the hub can't be reached.
+        """
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(name, allow_patterns=_FETCHED))
+        except (ValueError, OSError) as error:
+            first = str(error).strip().split("\n")[0]
+            raise ValueError(f"{name} is no folder here, and the hub has no answer: {first}") from None
 
     def open(self, folder: Path) -> tuple[nn.Module, Any]:
         """The model, in the dtype it was saved in, and its tokenizer."""
