@@ -40,7 +40,7 @@ class Row:
         options: more arguments of `quanto.quantize`.
         rules: exceptions.
         steps: of a pipeline with sample data.
-        bits: a plan of so many bits on average, over `PLANNED`.
+        bits: a plan of so many bits on average, over `PLANNED`; for calibrated rounding where there are steps.
     """
 
     weights: str = "int4"
@@ -66,13 +66,14 @@ ENCODER = {**LINEAR, "int8 g32": Row("int8", {"group_size": 32})}
 DEPTHWISE = (("*_depthwise_conv", "int8"),)
 CONVOLUTION = {
     "int8": Row("int8"),
-    "int8 g32": Row("int8", {"group_size": 32}),
+    "int8 gptq": Row("int8", steps=("gptq",)),
     "int4 channel": _int4(),
+    "int4 channel gptq": _int4(steps=("gptq",)),
     "int4 channel, depthwise int8": _int4(rules=DEPTHWISE),
-    "int4 g16 mse, depthwise int8": _int4(16, "mse", rules=DEPTHWISE),
+    "int4 channel, depthwise int8, gptq": _int4(rules=DEPTHWISE, steps=("gptq",)),
     "planned 4.5 bits": Row(bits=4.5),
-    "planned 5 bits": Row(bits=5.0),
-    "planned 6 bits": Row(bits=6.0),
+    "planned 4.5 bits gptq": Row(bits=4.5, steps=("gptq",)),
+    "planned 5 bits gptq": Row(bits=5.0, steps=("gptq",)),
 }
 PLANNED = (
     quanto.Scheme("int8"),
@@ -86,10 +87,13 @@ def quantize(row: Row, load: Callable[[], Any], samples: Callable[[], Any]) -> A
     """The model, quantized and frozen."""
     model = load()
     if row.bits:
-        plan = quanto.plan(load(), samples(), bits=row.bits, candidates=PLANNED, exclude=EXCLUDE)
-        return quanto.freeze(quanto.quantize(model, rules=plan.rules))
-    options = {"scale_dtype": "float16", **row.options}
-    quanto.quantize(model, row.weights, rules=list(row.rules), exclude=EXCLUDE, **options)
+        plan = quanto.plan(
+            load(), samples(), bits=row.bits, candidates=PLANNED, exclude=EXCLUDE, calibrated=bool(row.steps)
+        )
+        quanto.quantize(model, rules=plan.rules)
+    else:
+        options = {"scale_dtype": "float16", **row.options}
+        quanto.quantize(model, row.weights, rules=list(row.rules), exclude=EXCLUDE, **options)
     if not row.steps:
         return quanto.freeze(model)
     torch.manual_seed(0)

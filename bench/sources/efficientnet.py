@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from quanto.eval import accuracy, agreement
 
 from .packages import wheel
-from .photographs import photographs
+from .photographs import others, photographs
 
 __all__ = ["EfficientNetLite0", "Photographs"]
 
@@ -105,8 +105,8 @@ class Photographs:
         return model.eval()
 
     def samples(self) -> list[Tensor]:
-        """Batches for planning, which sees no label: two crops of each photograph."""
-        return [self.views[::10], self.views[3::10]]
+        """Batches for planning and calibration: crops of other photographs, without labels."""
+        return list(others().split(8))
 
     @torch.no_grad()
     def outputs(self, model: Any) -> tuple[Tensor, Tensor]:
