@@ -77,3 +77,15 @@ def test_streaming_adds_up() -> None:
         parts.add(piece, other)
     for a, b in ((whole.finish().hessian, parts.finish().hessian), (whole.cross, parts.cross)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["up", "down"])
+def test_a_last_pass_keeps_what_the_float_block_returns(tiny: Any, batches: list[torch.Tensor], name: str) -> None:
+    block = _block(tiny, batches)
+    moments(block, "up", crossed=True)
+    assert block.outputs == []
+    found = moments(block, name, crossed=True, last=True)
+    assert torch.equal(found.cross, moments(block, name, crossed=True).cross)  # type: ignore[arg-type]
+    with torch.no_grad(), as_float(block.module):
+        for value, output in zip(block.inputs.values, block.outputs, strict=True):
+            torch.testing.assert_close(output, block.module(value)[0], rtol=0, atol=0)
