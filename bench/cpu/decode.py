@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument("--model", type=Path, help="folder in the format of transformers; the demo's otherwise")
+    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=list(SCHEMES), help="float32 among them")
     parser.add_argument("--profile", default="native", choices=sorted(profiles.PROFILES), help="see profiles.py")
     parser.add_argument("--join", action="store_true", help="layers that read the same input run as one")
     parser.add_argument("--head", action="store_true", help="quantize the head and the embedding too")
@@ -59,6 +60,8 @@ def main() -> None:
     folder = options.model or fetch()
     models = {}
     for name, scheme in SCHEMES.items():
+        if name not in options.schemes:
+            continue
         model = load(folder, torch.bfloat16 if "bfloat16" in name else torch.float32)
         if options.head:  # the embedding is the head's weight: as two modules each can be quantized
             model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)

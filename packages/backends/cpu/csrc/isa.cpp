@@ -13,6 +13,7 @@ namespace quanto {
 
 #if defined(QUANTO_X86)
 extern const Kernels kAvx512, kAvxVnni, kAvx2;
+extern const Bfloat16 kAvx512Bfloat16;
 #endif
 #if defined(QUANTO_DOTPROD)
 extern const Kernels kDotprod;
@@ -23,9 +24,19 @@ const Kernels& find_kernels(const char* name);
 
 namespace {
 
+#if defined(QUANTO_X86)
+const Kernels kAvx512Bf16 = [] {  // here, where no instruction is used that the processor may lack
+  Kernels made = kAvx512;
+  made.name = "avx512_bf16";
+  made.bfloat16 = &kAvx512Bfloat16;
+  made.available = [] { return kAvx512.available() && kAvx512Bfloat16.available(); };
+  return made;
+}();
+#endif
+
 const Kernels* const kAll[] = {
 #if defined(QUANTO_X86)
-    &kAvx512, &kAvxVnni, &kAvx2,
+    &kAvx512Bf16, &kAvx512, &kAvxVnni, &kAvx2,
 #endif
 #if defined(QUANTO_DOTPROD)
     &kDotprod,
@@ -45,7 +56,7 @@ const Kernels& first() {
   for (const Kernels* kernels : kAll) {
     if (!kernels->available()) continue;
 #if defined(QUANTO_X86)
-    if (kernels == &kAvx512 && kAvxVnni.available()) light = &kAvxVnni;
+    if ((kernels == &kAvx512Bf16 || kernels == &kAvx512) && kAvxVnni.available()) light = &kAvxVnni;
 #endif
     return *kernels;
   }

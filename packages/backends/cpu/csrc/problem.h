@@ -42,7 +42,7 @@ struct Activations {
   int64_t block = 0;   // units that share a scale: those of a group, or some of them
   int64_t blocks = 0;  // per group
   float* values = nullptr;    // [tiles, padded k, tile], exact
-  int32_t* quads = nullptr;   // [tiles, padded k / 4, tile]: four int8 side by side, integer
+  int32_t* quads = nullptr;   // [tiles, padded k / 4, tile]: four int8 side by side, integer; or two bfloat16, k / 2
   float* scales = nullptr;    // [tiles, groups, blocks, tile], integer
   float* sums = nullptr;      // [tiles, groups, blocks, tile]: of the values, or of the int8
   // What `pairs` kernels cannot take in one product: quads that come a second time, and where, block by block.
@@ -61,6 +61,14 @@ struct Output {
 
 // Input positions whose integers are decoded at once, at the most.
 constexpr int kDecodedAtOnce = 512;
+
+// Functions of instructions that multiply bfloat16 activations as they are; for codes that bfloat16 holds exactly.
+struct Bfloat16 {
+  bool (*available)();
+  // As `integer` and `prepare_integer` of Kernels; tiles are of the same sizes.
+  void (*product)(const Weight&, const Activations&, const Output&, int64_t begin, int64_t end);
+  bool (*prepare)(const Weight&, const void* x, Type type, int64_t stride, Activations&, int64_t begin, int64_t end);
+};
 
 // Functions of one instruction set.
 struct Kernels {
@@ -83,6 +91,7 @@ struct Kernels {
   void (*tokens)(const void* x, Type type, int64_t k, int8_t* codes, float* scales, int64_t begin, int64_t end);
   // Values of the rows of panels begin … end, out [n, k] of `type`.
   void (*dequantize)(const Weight&, int64_t begin, int64_t end, void* out, Type type);
+  const Bfloat16* bfloat16 = nullptr;
 };
 
 // The best table that this processor can run, or the one that QUANTO_CPU_ISA or `select_kernels` names.

@@ -24,25 +24,38 @@ int small_tile(int64_t rows, int largest, bool six) {
   return rows <= 6 && six ? 6 : largest;
 }
 
+// Whether codes are exact as bfloat16, and taken faster so: one row of bytes takes longer to decode than as floats.
+bool takes_bfloat16(Code code, int64_t rows) {
+  const bool bytes = code == Code::kInt8 || code >= Code::kE4M3;
+  return bytes ? rows > 1 : code == Code::kInt4 || code == Code::kInt2 || code == Code::kSmallTable;
+}
+
 }  // namespace
 
 void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_t* out, Type out_type, const float* bias,
          float out_scale, Nonlinearity then) {
   const int width = kernels.width;
   const bool integer = way == Way::kInteger;
-  const int64_t at_once = rows_at_once(w, x.count, integer, integer ? kernels.integer_tile : kernels.exact_tile);
+  const auto of_rows = [&](int64_t rows) {
+    const bool takes = way == Way::kFloat && x.type == Type::kBFloat16 && takes_bfloat16(w.format->code, rows);
+    return takes ? kernels.bfloat16 : nullptr;
+  };
+  const bool small = integer || of_rows(x.count);
+  const int64_t at_once = rows_at_once(w, x.count, small, small ? kernels.integer_tile : kernels.exact_tile);
   for (int64_t first = 0; first < x.count; first += at_once) {
     Activations a;
     a.rows = std::min(at_once, x.count - first);
+    const Bfloat16* bfloat16 = of_rows(a.rows);
+    const bool words = integer || bfloat16;  // activations as words of several numbers
     const uint8_t* rows = x.data + first * w.k * size_of(x.type);
     Output output{out + first * w.n * size_of(out_type), out_type, bias, out_scale, then};
-    const bool few = integer ? a.rows <= kernels.few_tile : way == Way::kFloat && a.rows <= kernels.small_tile;
+    const bool few = words ? a.rows <= kernels.few_tile : way == Way::kFloat && a.rows <= kernels.small_tile;
     a.few = few;
-    a.tile = few ? small_tile(a.rows, integer ? kernels.few_tile : kernels.small_tile, integer && kernels.halves)
-                 : even_tile(a.rows, integer ? kernels.integer_tile : kernels.exact_tile);
+    a.tile = few ? small_tile(a.rows, words ? kernels.few_tile : kernels.small_tile, integer && kernels.halves)
+                 : even_tile(a.rows, words ? kernels.integer_tile : kernels.exact_tile);
     const int64_t tiles = divide_up(a.rows, a.tile), padded = tiles * a.tile;
     // Integers: one scale for each 256 positions at the most, and what is decoded at once.
-    const int64_t limit = !integer ? w.units : (x.type == Type::kInt8 ? kDecodedAtOnce : 256) / w.format->unit;
+    const int64_t limit = !words ? w.units : (integer && x.type != Type::kInt8 ? 256 : kDecodedAtOnce) / w.format->unit;
     a.block = std::min(w.units, limit);
     a.blocks = divide_up(w.units, a.block);
     const int64_t sums = padded * w.groups * a.blocks;
@@ -55,14 +68,16 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
         a.rests = scraps.take<int32_t>(tiles * w.groups * a.blocks);
       }
       a.scales = scraps.take<float>(sums);
+    } else if (bfloat16) {
+      a.quads = scraps.take<int32_t>(padded * w.padded() / 2);
     } else {
       a.values = scraps.take<float>(padded * w.padded());
     }
-    if (integer || few) a.sums = scraps.take<float>(sums);
+    if (words || few) a.sums = scraps.take<float>(sums);
     std::atomic<bool> finite{true};
     parallel(tiles, w.k * a.tile * 4, [&](int64_t begin, int64_t end) {
       if (!integer) {
-        if (!kernels.prepare_exact(w, rows, x.type, w.k, a, begin, end)) finite = false;
+        if (!(bfloat16 ? bfloat16->prepare : kernels.prepare_exact)(w, rows, x.type, w.k, a, begin, end)) finite = false;
         return;
       }
       if (!kernels.prepare_integer(w, rows, x.type, w.k, a, begin, end)) finite = false;
@@ -77,7 +92,7 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
       run(kernels, w, {rows, x.type, a.rows}, Way::kBlocks, static_cast<uint8_t*>(output.data), out_type, bias, out_scale, then);
       continue;
     }
-    const auto kernel = integer ? kernels.integer : few ? kernels.small : kernels.exact;
+    const auto kernel = integer ? kernels.integer : bfloat16 ? bfloat16->product : few ? kernels.small : kernels.exact;
     const int64_t pairs = divide_up(w.panels(), width);
     parallel(pairs, a.rows * w.padded() * kRows * width, [&](int64_t begin, int64_t end) {
       Subnormals guard;

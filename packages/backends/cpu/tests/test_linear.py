@@ -61,16 +61,30 @@ def test_both_precisions(qtype: str, group: int | None, isa: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("qtype", ["int8", "int4", "nf4", "float8_e4m3fn"])
+@pytest.mark.parametrize("qtype", sorted(EVERY))
 def test_half_precision(qtype: str, dtype: torch.dtype, isa: str) -> None:
-    w = sample(qtype, (33, 256), 128, scale_dtype=dtype)
-    for tokens in (1, 17):
-        x = _x(tokens, 256).to(dtype)
-        y = OPS.linear_panels(x, *w.panels, None, qtype, list(w.blocks))
-        assert y.dtype == dtype
-        expected, unit = _expected(x, w, None)
-        rounded = torch.finfo(dtype).eps / 2
-        assert ((y.double() - expected).abs() <= EXACT * unit + rounded * expected.abs() * (1 + 1e-6)).all()
+    zero = "float" if qtype in INTEGERS else "none"
+    for shape, group in (((80, 256), 128), ((33, 1100), None), ((18, 90), 37)):
+        group = 32 if qtype in ("mxfp4", "mxfp8", "nvfp4") else group
+        w = sample(qtype, shape, group, zero, scale_dtype=dtype)
+        bias = _x(1, shape[0], 2)[0]
+        for tokens in (1, 2, 3, 8, 17, 43):
+            x = _x(tokens, shape[1]).to(dtype)
+            y = OPS.linear_panels(x, *w.panels, bias, qtype, list(w.blocks))
+            assert y.dtype == dtype
+            expected, unit = _expected(x, w, bias)
+            rounded = torch.finfo(dtype).eps / 2
+            assert ((y.double() - expected).abs() <= EXACT * unit + rounded * expected.abs() * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("qtype", ["int8", "int4", "float8_e5m2"])
+def test_a_row_left_over_of_many(qtype: str, isa: str) -> None:
+    """Rows are prepared in parts; of 631, whose features take a megabyte for 64, the last part has a single one."""
+    w = sample(qtype, (16, 8192), 128)
+    x = _x(631, 8192).to(torch.bfloat16)
+    y = OPS.linear_panels(x, *w.panels, None, qtype, list(w.blocks))
+    expected, unit = _expected(x[-2:], w, None)
+    assert ((y[-2:].double() - expected).abs() <= EXACT * unit + 2.0**-8 * expected.abs()).all()
 
 
 @pytest.mark.parametrize("qtype", sorted(EVERY - {"mxfp4", "mxfp8", "nvfp4"}))
@@ -144,8 +158,12 @@ def test_nan_and_infinity_stay_in_their_row(tokens: int, isa: str) -> None:
         x = _x(tokens, 256)
         x[tokens // 2, 77] = bad
         expected = x.double() @ w.values.T
-        for op in (OPS.linear_panels, OPS.linear_integer_panels):
-            y = op(x, *w.panels, None, "int4", list(w.blocks))
+        for op, given in (
+            (OPS.linear_panels, x),
+            (OPS.linear_integer_panels, x),
+            (OPS.linear_panels, x.bfloat16()),
+        ):
+            y = op(given, *w.panels, None, "int4", list(w.blocks))
             assert torch.equal(y.isnan(), expected.isnan())
             assert torch.equal(y.isinf(), expected.isinf())
             fine = expected.isfinite()

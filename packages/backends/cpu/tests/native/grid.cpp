@@ -15,6 +15,7 @@
 
 #include "rows.h"
 #include "run.h"
+#include "scalar.h"
 
 namespace quanto {
 void parallel_for(int64_t count, int64_t, const std::function<void(int64_t, int64_t)>& body) { body(0, count); }
@@ -132,13 +133,24 @@ void run_case(const Case& c, std::mt19937& random) {
     run(kernels(), p, rows, way, out, Type::kFloat, bias.get(), 0);
     check(way == Way::kFloat ? "few" : "blocks", 2e-5);
   }
+  Exact<uint16_t> half(c.rows * c.k);
+  for (int64_t i = 0; i < c.rows * c.k; ++i) half[i] = float_to_bfloat16(x[i]), x[i] = bfloat16_to_float(half[i]);
+  run(kernels(), p, {reinterpret_cast<const uint8_t*>(half.get()), Type::kBFloat16, c.rows}, Way::kFloat, out, Type::kFloat, bias.get(), 0);
+  check("bfloat16", 2e-5);
   if (f.byte_scale != 0 && c.k >= 64) {
     run(kernels(), p, rows, Way::kInteger, out, Type::kFloat, bias.get(), 0);
     check("integer", 0.08);
   }
   if (f.code <= Code::kInt2 || f.code == Code::kSmallTable) {  // int8 from outside: all of their range, one scale a row
     const Rows codes_in{reinterpret_cast<const uint8_t*>(x_codes.get()), Type::kInt8, c.rows, x_scale.get(), true};
+    run(kernels(), p, codes_in, Way::kInteger, out, Type::kFloat, bias.get(), 0, Nonlinearity::kGelu);
+    Exact<float> through(c.rows * c.n);
+    std::copy_n(y.get(), c.rows * c.n, through.get());
     run(kernels(), p, codes_in, Way::kInteger, out, Type::kFloat, bias.get(), 0);
+    for (int64_t i = 0; i < c.rows * c.n; ++i) {
+      const double want = 0.5 * y[i] * std::erfc(-y[i] / std::sqrt(2.));
+      if (std::fabs(through[i] - want) > 1e-5 * std::fabs(want) + 1e-6) return complain(c, "gelu", through[i] - want);
+    }
     for (int64_t i = 0; i < c.rows * c.k; ++i) x[i] = static_cast<float>(x_codes[i]) * x_scale[i / c.k];
     check("int8 activations", 2e-5);
   }
