@@ -41,7 +41,10 @@ def round_columns(
         work, scale = work.gather(0, index), scale.gather(0, index)
         zero = None if zero is None else zero.gather(0, index)
     # The upper Cholesky factor of the inverse: its row i says how the error of column i spreads to the later ones.
-    factor = cholesky(torch.cholesky_inverse(cholesky(hessian))).mT.contiguous()
+    factor = cholesky(hessian)
+    del hessian  # each of these is as large as a layer is wide, squared
+    factor = torch.cholesky_inverse(factor)
+    factor = cholesky(factor).mT.contiguous()
     elements = torch.empty_like(work)
     for start in range(0, len(work), _COLUMNS):
         end = min(start + _COLUMNS, len(work))

@@ -133,7 +133,8 @@ class GPTQ(Step):
         diagonal = hessian.diagonal(dim1=-2, dim2=-1)
         mean = diagonal.mean(-1, keepdim=True)
         mean = mean.clamp(min=max(1e-6 * float(mean.max()), torch.finfo(torch.float32).tiny))  # groups may be idle
-        damped = hessian + torch.diag_embed(self.damping * mean.expand_as(diagonal))
+        damped = hessian.clone()
+        damped.diagonal(dim1=-2, dim2=-1).add_(self.damping * mean)
         wanted = weight
         if found.cross is not None:
             difference = times(weight, found.cross - hessian)
