@@ -6,9 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
+import quanto
 from quanto import Scheme
-from quanto.hosts.config import FLAGS, SCHEME, ConfigFields, refuse_unknown, weights_of
+from quanto.hosts.config import FLAGS, SCHEME, ConfigFields, fields_of, refuse_unknown, weights_of
+from quanto.hosts.layers import describe
 
 
 def make(**given: Any) -> ConfigFields:
@@ -54,3 +57,14 @@ def test_weights_have_a_second_name() -> None:
     assert weights_of("int4", more) == "int4"
     with pytest.raises(ValueError, match="another name of weights"):
         weights_of("int4", {"weights_dtype": "int8"})
+
+
+def test_the_fields_of_a_model_that_had_no_config() -> None:
+    layers = [torch.nn.Linear(64, 64) for _ in range(3)]
+    model = quanto.quantize(torch.nn.Sequential(*layers), "int4", group_size=32, rules={"2": "int8"})
+    quanto.freeze(model[0])
+    found = fields_of(describe(model))
+    assert (found["weights"], found["group_size"], found["qat"]) == ("int4", 32, True)
+    assert [entry["names"] for entry in found["modules"]] == [["0"], ["1"], ["2"]]
+    quanto.freeze(model)
+    assert not fields_of(describe(model))["qat"]

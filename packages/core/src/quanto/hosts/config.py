@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..scheme import Scheme
-from .layers import FORMAT_VERSION, parse_layers
+from .layers import FORMAT_VERSION, Layers, parse_layers
 from .rules import parse_rules
 
-__all__ = ["FLAGS", "SCHEME", "ConfigFields", "refuse_unknown", "weights_of"]
+__all__ = ["FLAGS", "SCHEME", "ConfigFields", "fields_of", "refuse_unknown", "weights_of"]
 
 #: fields that are fields of `quanto.Scheme` too.
 SCHEME = (
@@ -104,6 +104,23 @@ class ConfigFields:
                 out[name] = f"q{value}" if name in ("weights", "activations") else copy.deepcopy(value)
         out.setdefault("weights", self.weights)
         return out
+
+
+def fields_of(found: Sequence[Layers]) -> dict[str, Any]:
+    """The fields of a config for a model that was quantized without one.
+
+    Args:
+        found: what `quanto.hosts.layers.describe` says of the model; not empty.
+
+    Returns:
+        The scheme that most modules have, and all of them by name.
+    """
+    most = max(found, key=lambda layers: len(layers.names)).scheme.to_dict()
+    return {
+        **{name: value for name, value in most.items() if name in SCHEME},
+        "qat": any(layers.trainable for layers in found),
+        "modules": [layers.to_dict() for layers in found],
+    }
 
 
 def refuse_unknown(unknown: Mapping[str, Any], known: Sequence[str]) -> None:

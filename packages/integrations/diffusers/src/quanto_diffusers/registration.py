@@ -31,7 +31,7 @@ def register() -> None:
 
 
 def register_models() -> None:
-    """Makes `model.num_parameters()` count quantized weights as what they stand for."""
+    """Makes models count quantized weights as what they stand for, and save what core has quantized as quantized."""
     register()
     from diffusers.models.modeling_utils import ModelMixin
 
@@ -48,6 +48,16 @@ def register_models() -> None:
 
     num_parameters._quanto = True  # type: ignore[attr-defined]
     ModelMixin.num_parameters = num_parameters
+    save = ModelMixin.save_pretrained
+
+    @functools.wraps(save)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from .adopting import adopt
+
+        adopt(self)
+        return save(self, *args, **kwargs)
+
+    ModelMixin.save_pretrained = save_pretrained
 
 
 def register_lora() -> None:

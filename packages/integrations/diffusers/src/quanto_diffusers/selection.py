@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
 
 from torch import nn
 
 from quanto import Scheme
+from quanto.hosts.choice import Choice
 from quanto.hosts.rules import JsonRule, Pattern, parse_rules
 from quanto.nn import QModule, modules
 from quanto.nn.slot import ARRANGEMENTS
@@ -19,23 +19,6 @@ from .config import QuantoConfig
 __all__ = ["Choice", "select"]
 
 _log = logging.getLogger("quanto_diffusers")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A module that will be quantized.
-
-    Attributes:
-        name: in the model.
-        module: itself.
-        scheme: what it gets.
-        parameters: arrangement by name of raw parameters; None for modules with a twin.
-    """
-
-    name: str
-    module: nn.Module
-    scheme: Scheme
-    parameters: Mapping[str, str] | None = None
 
 
 def select(

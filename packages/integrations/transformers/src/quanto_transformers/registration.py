@@ -29,6 +29,9 @@ def register() -> None:
         original = getattr(module, "get_hf_quantizer", None)
         if original is not None and not hasattr(original, "_quanto_original"):
             module.get_hf_quantizer = _looks_twice(original)  # type: ignore[union-attr]
+    model = getattr(sys.modules.get("transformers.modeling_utils"), "PreTrainedModel", None)
+    if model is not None and not hasattr(model.save_pretrained, "_quanto_original"):
+        model.save_pretrained = _adopts(model.save_pretrained)
 
 
 def _looks_twice(original: Any) -> Any:
@@ -51,6 +54,20 @@ def _looks_twice(original: Any) -> Any:
 
     get_hf_quantizer._quanto_original = original  # type: ignore[attr-defined]
     return get_hf_quantizer
+
+
+def _adopts(original: Any) -> Any:
+    """`save_pretrained` that knows models which core has quantized."""
+
+    @functools.wraps(original)
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from .adopting import adopt
+
+        adopt(self)
+        return original(self, *args, **kwargs)
+
+    save_pretrained._quanto_original = original  # type: ignore[attr-defined]
+    return save_pretrained
 
 
 def _stated(config: Any) -> dict[str, Any] | None:

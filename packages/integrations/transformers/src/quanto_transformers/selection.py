@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from quanto import Scheme
+from quanto.hosts.choice import Choice
 from quanto.hosts.rules import JsonRule, Pattern, parse_rules
 from quanto.nn import QModule, modules
 from quanto.nn.slot import ARRANGEMENTS
@@ -22,23 +22,6 @@ from .config import QuantoConfig
 __all__ = ["Choice", "default_skips", "select"]
 
 _log = logging.getLogger("quanto_transformers")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A module that will be quantized.
-
-    Attributes:
-        name: in the model.
-        module: itself.
-        scheme: what it gets.
-        parameters: arrangement by name of raw parameters; None for modules with a twin.
-    """
-
-    name: str
-    module: nn.Module
-    scheme: Scheme
-    parameters: Mapping[str, str] | None
 
 
 def select(model: Any, config: QuantoConfig) -> list[Choice]:
