@@ -158,12 +158,12 @@ def test_nan_and_infinity_stay_in_their_row(tokens: int, isa: str) -> None:
         x = _x(tokens, 256)
         x[tokens // 2, 77] = bad
         expected = x.double() @ w.values.T
-        for op, given in (
+        for op, rows in (
             (OPS.linear_panels, x),
             (OPS.linear_integer_panels, x),
             (OPS.linear_panels, x.bfloat16()),
         ):
-            y = op(given, *w.panels, None, "int4", list(w.blocks))
+            y = op(rows, *w.panels, None, "int4", list(w.blocks))
             assert torch.equal(y.isnan(), expected.isnan())
             assert torch.equal(y.isinf(), expected.isinf())
             fine = expected.isfinite()
