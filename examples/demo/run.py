@@ -76,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
         caption=f"Perplexity: {convention}\nint4: a second quantization of weights that were stored in 4 bits before. "
         f"Measured on {machine}",
     )
-    console.print(f"Chart and figures: {options.out / 'demo.png'}, {options.out / 'demo.json'}  ({seconds:.0f} s)")
+    folder = options.out.resolve()  # nox runs this in another folder than its caller's
+    console.print(f"Chart and figures: demo.png and demo.json in {folder}  ({seconds:.0f} s)")
     return 0 if all(row.equal for row in rows[1:]) else 1
 
 
