@@ -75,10 +75,12 @@ class QType:
 
     @property
     def is_integer(self) -> bool:
+        """Whether elements are integers, which may have zero points."""
         return self.element == torch.int8
 
     @property
     def is_float8(self) -> bool:
+        """Whether codes are the bit patterns of one of torch's floats of 8 bits."""
         return self.element is not None and self.element.is_floating_point
 
     @property
