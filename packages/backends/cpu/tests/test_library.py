@@ -133,3 +133,32 @@ if child == 0:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+def test_a_kernel_that_lies_is_replaced_with_one_warning() -> None:
+    code = """
+import warnings, torch, quanto
+from dataclasses import replace
+from quanto.kernels import kernels
+from quanto.plugins import plugins
+plugins.load()
+true = kernels.specs["cpu.linear"]
+def lie(x, *rest):
+    y = true.fn(x, *rest)
+    y[:, 3] *= 1.01
+    return y
+kernels.specs["cpu.linear"] = replace(true, fn=lie)
+kernels.calls["cpu.linear"] = lie
+layer = quanto.freeze(quanto.quantize(torch.nn.Linear(256, 64), "int4"))
+x = torch.randn(5, 256)
+with warnings.catch_warnings(record=True) as heard:
+    warnings.simplefilter("always")
+    y = layer(x)
+    again = layer(x)
+told = [str(w.message) for w in heard]
+assert len(told) == 1 and "is replaced by the next best" in told[0], told
+want = torch.nn.functional.linear(x, layer.weight.dequantize(), layer.bias)
+assert (y - want).abs().max() < 1e-4 and torch.equal(y, again)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -235,3 +235,62 @@ def test_wrong_arguments_are_named(sentence: str) -> None:
     w = sample("int8", (33, 128))
     with pytest.raises(RuntimeError, match=sentence):
         OPS.linear_panels(*WRONG[sentence](_x(2, 128), w))
+
+
+WRONG_ELSEWHERE = {
+    "x_codes must be int8": lambda c: OPS.scaled_linear(c.float(), *_scaled_tail()),
+    "x_scale must have 1 or 2 elements, got 3": lambda c: OPS.scaled_linear(c, torch.ones(3, 1), *_scaled_tail()[1:]),
+    "indices must be int64 or int32": lambda c: OPS.embedding(
+        c, *_scaled_tail()[1:5], "int8", [1, 32], 32, torch.float32
+    ),
+    "indices must be between 0 and 15; element 1 is not": lambda c: OPS.embedding(
+        torch.tensor([15, 16]), *_scaled_tail()[1:5], "int8", [1, 32], 32, torch.float32
+    ),
+    "x must be float32, bfloat16 or float16": lambda c: OPS.dynamic_quantize(c, "int8", torch.float32),
+    "scale must have 16 elements, got 1": lambda c: OPS.quantize(
+        torch.ones(16, 32), torch.ones(1), None, None, "int8", [1, 32]
+    ),
+    "takes uint8": lambda c: OPS.pack(c.float(), 4),
+    "packed must have 16 bytes a row, got 32": lambda c: OPS.unpack(c.view(torch.uint8), 4, 32),
+}
+
+
+def _scaled_tail() -> tuple[object, ...]:
+    w = sample("int8", (16, 32))
+    return torch.ones(2, 1), *w.canonical, None, "int8", "int8", [1, 32], None, torch.float32
+
+
+@pytest.mark.parametrize("sentence", WRONG_ELSEWHERE)
+def test_wrong_arguments_of_other_operators_are_named(sentence: str) -> None:
+    with pytest.raises(RuntimeError, match=sentence):
+        WRONG_ELSEWHERE[sentence](torch.ones(2, 32, dtype=torch.int8))
+
+
+@pytest.mark.parametrize("op", ["linear", "linear_integer"])
+def test_no_features_no_rows_no_tokens(op: str, isa: str) -> None:
+    for tokens, rows, size in ((3, 20, 0), (3, 0, 16), (0, 20, 16), (0, 0, 0)):
+        codes, scale = torch.zeros(rows, size, dtype=torch.int8), torch.ones(rows, 1 if size else 0)
+        bias = torch.arange(rows).float()
+        y = getattr(OPS, op)(torch.ones(tokens, size), codes, scale, None, None, bias, "int8", [1, max(size, 1)])
+        assert torch.equal(y, bias.expand(tokens, rows))
+
+
+def _unaligned(t: Tensor | None) -> Tensor | None:
+    """The same tensor one element into its memory, as slices of files and of activations lie."""
+    if t is None:
+        return None
+    return torch.cat([t.new_zeros(1), t.reshape(-1)])[1:].view(t.shape)
+
+
+@pytest.mark.parametrize("qtype", ["int8", "int4", "int3", "float8_e4m3fn"])
+def test_tensors_that_are_not_aligned(qtype: str, isa: str) -> None:
+    w = sample(qtype, (37, 192), 64, "int" if qtype in INTEGERS else "none", torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16):
+        for tokens in (1, 7, 20):
+            x, bias = _x(tokens, 192).to(dtype), _x(1, 37, 2)[0]
+            for suffix, tensors in (("", w.canonical), ("_panels", w.panels)):
+                call = [x, *tensors, bias]
+                moved = [_unaligned(t) for t in call]
+                for op in (f"linear{suffix}", f"linear_integer{suffix}"):
+                    rest = [qtype, list(w.blocks)]
+                    assert torch.equal(getattr(OPS, op)(*moved, *rest), getattr(OPS, op)(*call, *rest))

@@ -259,6 +259,8 @@ class KernelRegistry:
         request = choice.request
         if not choice.spec.reference:
             return
+        if any(self.out_of_service(c.spec) and c.spec.refusal(request) is None for c in choice.candidates):
+            return  # it would have taken this: the user, or `distrust`, has said what there is to say
         for candidate in choice.candidates:
             spec = candidate.spec
             if candidate.refusal is None:
