@@ -248,7 +248,7 @@ def test_a_kernel_that_lies_is_replaced(registry: KernelRegistry, make: Make, ke
 
 def test_no_fallback_warning_after_a_lie(registry: KernelRegistry, make: Make, key: Key) -> None:
     registry.register(make(fn=_wrong))
-    registry.register(make(name="test.other", dtypes=frozenset({torch.bfloat16}), priority=105))  # nothing to do with it
+    registry.register(make(name="test.other", dtypes=frozenset({torch.bfloat16}), priority=105))
     with pytest.warns(RuntimeWarning) as caught:
         assert _name(registry, key()) == "reference.linear"
     assert not any(issubclass(w.category, KernelFallbackWarning) for w in caught)
