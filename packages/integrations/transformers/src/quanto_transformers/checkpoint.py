@@ -77,7 +77,7 @@ class Checkpoint:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(name, allow_patterns=_FETCHED))
+            return Path(snapshot_download(name, allow_patterns=list(_FETCHED)))
         except (ValueError, OSError) as error:
             first = str(error).strip().split("\n")[0]
             raise ValueError(f"{name} is no folder here, and the hub has no answer: {first}") from None
