@@ -143,7 +143,7 @@ def test_many_tokens_do_not_keep_a_float_weight() -> None:
 def test_many_tokens(qtype: str, symmetric: bool, dtype: torch.dtype, tokens: int, monkeypatch: Any) -> None:
     from quanto_backend_cuda.ops import specialized
 
-    monkeypatch.setattr(specialized, "_refused", False)
+    monkeypatch.setattr(specialized.TRIAL, "refused", False)
     torch.manual_seed(0)
     made = torch.nn.Linear(1152, 2064, device="cuda", dtype=dtype)
     options = {"symmetric": symmetric} if qtype.startswith("int") else {}
@@ -152,5 +152,65 @@ def test_many_tokens(qtype: str, symmetric: bool, dtype: torch.dtype, tokens: in
     want = expected(model, x)
     for _ in range(3):  # the first is compared with cuBLAS, the others are not
         assert close(model(x), want)
-    assert not specialized._refused
-    assert specialized._checked
+    assert not specialized.TRIAL.refused
+    assert specialized.TRIAL.checked
+
+
+@torch.no_grad()
+@pytest.mark.skipif(torch.cuda.get_device_capability()[0] != 9 if torch.cuda.is_available() else True, reason="Hopper")
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 9, 16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("qtype", "symmetric"),
+    [("int4", True), ("int4", False), ("int8", True), ("nf4", True), ("float8_e4m3fn", True)],
+)
+@pytest.mark.parametrize(("rows", "columns"), [(2064, 1152), (4096, 4096), (1040, 14336)])
+def test_few_tokens(
+    qtype: str, symmetric: bool, dtype: torch.dtype, tokens: int, rows: int, columns: int, monkeypatch: Any
+) -> None:
+    from quanto_backend_cuda.ops import stream
+
+    monkeypatch.setattr(stream.TRIAL, "refused", False)
+    torch.manual_seed(0)
+    made = torch.nn.Linear(columns, rows, device="cuda", dtype=dtype)
+    options = {"symmetric": symmetric} if qtype.startswith("int") else {}
+    model = quanto.freeze(quanto.quantize(made, qtype, **options))
+    x = torch.randn(tokens, columns, device="cuda", dtype=dtype)
+    want = expected(model, x)
+    for _ in range(3):  # the first is compared with cuBLAS, the others are not
+        assert close(model(x), want)
+    assert not stream.TRIAL.refused
+    assert stream.TRIAL.checked
+
+
+@torch.no_grad()
+def test_few_tokens_read_a_weight_that_was_just_written() -> None:
+    """The kernel reads the weight ahead of the kernel before it, but not ahead of the one that writes it."""
+    w = quanto.quantize_tensor(torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16), "int8")
+    tensors = TILED.pack((w.codes, w.scale, w.zero_point, None), "int8", w.block_size, 4096)
+    other = torch.randint_like(tensors[0], -127, 128)
+    x = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
+    codes = tensors[0].clone()
+    linear = torch.ops.quanto_cuda.linear_tiled
+    block = list(w.block_size)
+    wants = [linear(x, c, *tensors[1:], None, "int8", block) for c in (tensors[0], other)]
+    torch.cuda.synchronize()
+    for i in range(40):
+        codes.copy_(other if i % 2 else tensors[0])
+        assert (linear(x, codes, *tensors[1:], None, "int8", block) == wants[i % 2]).all()
+
+
+@torch.no_grad()
+def test_few_tokens_wait_for_their_input() -> None:
+    """A row of layers, each of which reads what the one before wrote."""
+    model = torch.nn.Sequential(*(layer(4096, 4096) for _ in range(8)))
+    x = torch.randn(1, 4096, device="cuda", dtype=torch.bfloat16)
+    want = model(x)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = model(x)
+    for _ in range(20):
+        y.fill_(float("nan"))
+        graph.replay()
+        assert (y == want).all()

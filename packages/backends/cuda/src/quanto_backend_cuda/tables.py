@@ -156,7 +156,7 @@ def nearest(kernel: str, qtype: str, m: int, n: int, k: int, device: torch.devic
     """The tile measured best for the nearest problem.
 
     Args:
-        kernel: `"linear"`, `"specialized"` or `"scaled"`.
+        kernel: `"linear"`, `"stream"`, `"specialized"` or `"scaled"`.
         qtype: of the weight.
         m, n, k: tokens, rows and columns; m is rounded up to a power of two, so that few kernels are compiled.
         device: where it runs.

@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 import quanto
 from quanto_backend_cuda import runtime
 from quanto_backend_cuda.layout import TILED
-from quanto_backend_cuda.ops import dense, encode, linear, scaled, specialized
+from quanto_backend_cuda.ops import dense, encode, linear, scaled, specialized, stream
 from quanto_backend_cuda.ops.weights import facts
 from quanto_backend_cuda.tables import Tile
 
@@ -135,10 +135,26 @@ def many_tokens() -> None:
         specialized.start(x, tensors, bias, f, x.new_empty(300, 256), tile)
 
 
+def few_tokens() -> None:
+    """The kernel that reads the weight ahead, likewise."""
+    kinds = ["int4"] if FEW else ["int4", "int8", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"]
+    tiles = (Tile(8, 1, 8, stages=3), Tile(64, 16, stages=4, blocks=8), Tile(16, 2, 8, warps=8, stages=3))
+    for name, dtype, tile in itertools.product(kinds, (torch.bfloat16, torch.float16), tiles):
+        if (FEW or name != "int4") and (dtype == torch.float16 or tile.warps == 8):
+            continue
+        w = quanto.quantize_tensor(torch.randn(256, 512, dtype=dtype), name)
+        tensors = TILED.pack((w.codes, w.scale, w.zero_point, w.global_scale), name, w.block_size, 512)
+        x, bias = torch.randn(tile.bm, 512, dtype=dtype), torch.randn(256, dtype=dtype) if tile.blocks else None
+        f = facts(name, list(w.block_size), 512)
+        assert stream.takes(f, 512, dtype, tensors[2], tensors[1])
+        stream.start(x, tensors, bias, f, x.new_empty(tile.bm, 256), tile)
+
+
 def run() -> None:
     if NVIDIA and TARGET.arch == 90:
         specialized.sm_count = lambda device: 132
         many_tokens()
+        few_tokens()
     for w, words in weights():
         name, block, size = w.qtype.name, list(w.block_size), w.columns
         tensors = (w.codes, w.scale, w.zero_point, w.global_scale)
@@ -215,7 +231,7 @@ def run() -> None:
 
 
 def main() -> None:
-    for module in (dense, encode, linear, scaled, specialized):
+    for module in (dense, encode, linear, scaled, specialized, stream):
         for name, value in (
             ("launch", launch),
             ("assembly", lambda device, kind: NVIDIA and (kind != "float8_e4m3fn" or TARGET.arch >= 89)),

@@ -13,6 +13,7 @@ import torch
 import quanto
 from quanto_backend_cuda.layout import TILED
 from quanto_backend_cuda.ops import specialized
+from quanto_backend_cuda.ops.trial import Trial
 from quanto_backend_cuda.ops.weights import facts
 
 SIZES = [(112, 32, 132, 132), (64, 224, 132, 132), (448, 32, 132, 132), (1792, 32, 132, 132), (1, 1, 132, 132),
@@ -85,8 +86,7 @@ def test_takes(qtype: str, options: dict[str, Any], size: int, taken: bool) -> N
 
 @pytest.fixture
 def problem(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(specialized, "_refused", False)
-    monkeypatch.setattr(specialized, "_checked", set())
+    monkeypatch.setattr(specialized, "TRIAL", Trial("many tokens"))
     w = quanto.quantize_tensor(torch.randn(32, 128).half(), "int4")
     tensors = TILED.pack((w.codes, w.scale, w.zero_point, None), "int4", w.block_size, 128)
     x = torch.randn(70, 128).half()
@@ -119,11 +119,11 @@ def test_a_wrong_first_call_is_the_last(problem: Any) -> None:
     wrong[-1, -1] += problem.right.abs().max()
     with pytest.warns(UserWarning, match="computes something else for int4 of 32x128 and 70 tokens"):
         assert not problem.call(wrong)[0]
-    assert specialized._refused
+    assert specialized.TRIAL.refused
 
 
 def test_what_triton_refuses_is_said_once(problem: Any) -> None:
     with pytest.warns(UserWarning, match="Triton refuses it: AttributeError: no async_load"):
         assert not problem.call(AttributeError("at 1:2\nno async_load"))[0]
-    assert specialized._refused
+    assert specialized.TRIAL.refused
     assert not specialized.serves(torch.device("cpu"))

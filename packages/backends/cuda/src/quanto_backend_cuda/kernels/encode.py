@@ -161,13 +161,18 @@ def pack_codes(code, out, n, N, eighth, width, BITS: tl.constexpr, BN: tl.conste
 
 
 @triton.jit
-def encode_tokens(x, codes, scale, K, stride, KIND: tl.constexpr, CAST: tl.constexpr, BK: tl.constexpr):
+def encode_tokens(
+    x, codes, scale, K, stride, KIND: tl.constexpr, CAST: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr
+):
     """One scale per token: `scale = max|x| / amax`, `codes = x / scale`.
 
     The largest magnitude is found among bit patterns, where NaN is the largest number of all.
     """
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BK)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     AMAX: tl.constexpr = 127.5 if KIND == "int8" else (448.0 if KIND == "float8_e4m3fn" else 57344.0)
     if BK >= 16384:
         peak = tl.zeros((BK // 4,), tl.int32)

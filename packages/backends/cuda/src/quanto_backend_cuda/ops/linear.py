@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`linear` and `grouped_linear` on floating activations.
 
-Few tokens: the fused kernel; many: on Hopper the one with specialized warps, elsewhere decoding by parts and cuBLAS.
+The fused kernel, and for many tokens decoding by parts and cuBLAS; on Hopper the kernel that reads the weight ahead for
+few tokens, and the one with specialized warps for many.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..runtime import assembly, dependent_launch, interpreted, launch, warpgroup
 from ..tables import Tile, nearest
 from ..workspace import locks
 from . import check, specialized
+from . import stream as streaming
 from .dense import linear_by_parts
 from .weights import Facts, aligned, facts, raw_scale
 
@@ -59,6 +61,10 @@ def linear(
     if rows.shape[0] == 0 or count == 0:
         return x.new_empty(shape)
     weight = (codes.contiguous(), scale.contiguous(), None if zero is None else zero.contiguous(), shared)
+    if tiled and not traced and _streams(rows, scale, zero, f):
+        out = torch.empty(rows.shape[0], count, dtype=x.dtype, device=x.device)
+        if streaming.stream(rows, weight, bias, f, out, qtype, block):
+            return out.reshape(shape)
     if tiled and not traced and _specialized(rows, rows.shape[0], scale, zero, f):
         out = torch.empty(rows.shape[0], count, dtype=x.dtype, device=x.device)
         if specialized.specialized(aligned(rows), (aligned(weight[0]), *weight[1:]), bias, f, out, qtype, block):
@@ -70,6 +76,12 @@ def linear(
     out = torch.empty(rows.shape[0], count, dtype=x.dtype, device=x.device)
     start(rows, weight, bias, None, out, f, tile, tiled, traced)
     return out.reshape(shape)
+
+
+def _streams(x: Tensor, scale: Tensor, zero: Tensor | None, f: Facts) -> bool:
+    """Whether the kernel that reads the weight ahead takes the problem."""
+    known = x.shape[0] <= streaming.TOKENS and streaming.takes(f, x.shape[-1], x.dtype, zero, scale)
+    return known and streaming.serves(x.device)
 
 
 def _specialized(x: Tensor, tokens: int, scale: Tensor, zero: Tensor | None, f: Facts) -> bool:

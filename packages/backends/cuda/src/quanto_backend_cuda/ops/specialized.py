@@ -1,15 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`linear` for many tokens on Hopper: the kernel with specialized warps, where Triton has Gluon for it.
-
-Gluon is experimental, and compiles what a version of Triton makes of it. So the first call of each kind of problem is
-compared with decoding and cuBLAS; what Triton refuses or computes otherwise is said once, and other kernels go on.
-"""
+"""`linear` for many tokens on Hopper: the kernel with specialized warps, where Triton has Gluon for it."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +13,10 @@ from torch import Tensor
 from ..runtime import interpreted, launch, sm_count, warpgroups
 from ..tables import Tile, nearest
 from ..workspace import locks
-from .dense import linear_by_parts
+from .trial import Trial, gluon
 from .weights import Facts, raw_scale
 
-__all__ = ["KERNEL", "TOKENS", "serves", "shares", "specialized", "start", "takes"]
+__all__ = ["KERNEL", "TOKENS", "TRIAL", "serves", "shares", "specialized", "start", "takes"]
 
 #: its tables.
 KERNEL = "specialized"
@@ -33,19 +27,8 @@ _HALVES = (torch.float16, torch.bfloat16)
 _STRIPE = 8
 # Of tiles that do not fill the GPU once more: above, cutting them costs more than the multiprocessors that idle.
 _WORTH_CUTTING = 0.6
-# Share of the largest value by which the first call may differ from decoding and cuBLAS, which round the same weight.
-_SAME = 0.02
-
-_refused = False
-_checked: set[tuple[Any, ...]] = set()
-
-
-@functools.cache
-def _gluon() -> bool:
-    try:
-        return importlib.util.find_spec("triton.experimental.gluon.nvidia.hopper") is not None
-    except ModuleNotFoundError:
-        return False
+#: what is known of the kernel.
+TRIAL = Trial("many tokens")
 
 
 def takes(f: Facts, size: int, dtype: torch.dtype, zero: Tensor | None, scale: Tensor) -> bool:
@@ -58,7 +41,7 @@ def takes(f: Facts, size: int, dtype: torch.dtype, zero: Tensor | None, scale: T
 
 def serves(device: torch.device) -> bool:
     """Whether the device has the instructions, and Triton the language."""
-    return warpgroups(device) and not _refused and not interpreted() and _gluon()
+    return warpgroups(device) and not TRIAL.refused and not interpreted() and gluon()
 
 
 def specialized(
@@ -68,25 +51,7 @@ def specialized(
     m, size = x.shape
     tile = nearest(KERNEL, qtype, m, out.shape[1], size, x.device)
     kind = _kind(x, weight, bias, f, out, tile)
-    known = kind in _checked
-    if not known and (torch.cuda.is_current_stream_capturing() if x.is_cuda else False):
-        return False  # nothing can be compared now
-    try:
-        start(x, weight, bias, f, out, tile)
-    except Exception as error:  # whatever a version of an experimental language may raise
-        _refuse(f"Triton refuses it: {_words(error)}")
-        return False
-    if known:
-        return True
-    want = linear_by_parts(x, weight, bias, qtype, block, True)
-    if not bool(want.isfinite().all()):
-        out.copy_(want)
-        return True
-    if not _same(out, want):
-        _refuse(f"it computes something else for {qtype} of {out.shape[1]}x{size} and {m} tokens")
-        return False
-    _checked.add(kind)
-    return True
+    return TRIAL.run(kind, lambda: start(x, weight, bias, f, out, tile), x, weight, bias, out, qtype, block)
 
 
 def _kind(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> tuple[Any, ...]:
@@ -95,21 +60,6 @@ def _kind(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: 
     ragged = (x.shape[0] % tile.bm > 0, out.shape[1] % tile.bn > 0, x.shape[1] % 128 > 0)
     parts = (zero is not None, shared is not None, None if bias is None else bias.dtype, scale.dtype, x.dtype)
     return (f, tile, ragged, parts, x.device.index)
-
-
-def _same(got: Tensor, want: Tensor) -> bool:
-    return bool(((got.float() - want.float()).abs() <= _SAME * want.float().abs().max()).all())
-
-
-def _refuse(why: str) -> None:
-    global _refused
-    _refused = True
-    warnings.warn(f"quanto-backend-cuda leaves its kernel for many tokens alone: {why}; slower ones run", stacklevel=4)
-
-
-def _words(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[-1].strip()}"
 
 
 @functools.lru_cache(maxsize=64)
@@ -164,5 +114,5 @@ def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: 
     launch(
         kernel, (blocks,), a, codes.view(torch.uint8), raw_scale(scale)[0], zero, shared, bias, b, partial, counters,
         n, chunks, scale.shape[-1], down, across, whole, rest, sharers, KIND=f.kind, GROUP=f.group,
-        STAGES=tile.stages, STRIPE=_STRIPE, num_warps=4,
+        STAGES=tile.stages, STRIPE=_STRIPE, num_warps=4, launch_pdl=True,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from ..ops import specialized
+from ..ops import specialized, stream
 from ..ops.linear import FUSED_TOKENS
 from ..tables import Tile
 from .problem import Problem
@@ -25,6 +25,8 @@ def candidates(problem: Problem) -> list[Tile]:
     m = 1 << (problem.m - 1).bit_length()
     if problem.kernel == specialized.KERNEL:
         return [] if m < specialized.TOKENS else list(_specialized())
+    if problem.kernel == stream.KERNEL:
+        return [] if m > stream.TOKENS else list(_stream(m, problem.qtype))
     if problem.kernel == "linear":
         return [] if m > FUSED_TOKENS else list(dict.fromkeys(_linear(m, problem.group)))
     found = [t for t in _few(m) if problem.qtype != "int4" or t.bk == 128] if m <= 64 else []
@@ -54,6 +56,22 @@ def _linear(m: int, group: int) -> Iterator[Tile]:
 def _specialized() -> Iterator[Tile]:
     for (bm, stages), blocks in product(((256, 5), (128, 8)), (0, _ONCE)):
         yield Tile(128, bm, stages=stages, blocks=blocks)
+
+
+def _stream(m: int, qtype: str) -> Iterator[Tile]:
+    """Ten tiles of 8 KB in flight at the most: eight-bit weights have room for fewer stages."""
+    wide = qtype in ("int8", "float8_e4m3fn", "float8_e5m2")
+    if m <= 8:
+        shapes = [(8, 8, 4), (16, 8, 8), (8, 16, 8), (16, 4, 4), (32, 4, 8), (64, 2, 8), (128, 1, 8), (64, 1, 4)]
+        for bn, kw, warps in shapes:
+            if 8 <= kw * m <= 32:
+                for stages in (3, 4) if wide else (3, 4, 6):
+                    yield Tile(bn, m, kw, warps=warps, stages=stages)
+                yield Tile(bn, m, kw, warps=warps, stages=4, blocks=_FOUR_TIMES)
+        return
+    for (bn, kw, warps), stages in product(((64, 1, 4), (128, 1, 8), (64, 2, 8), (128, 1, 4)), (3, 4, 6)):
+        for blocks in (0, _TWICE, _FOUR_TIMES):
+            yield Tile(bn, m, kw, warps=warps, stages=stages, blocks=blocks)
 
 
 def _diagonal(m: int) -> Iterator[Tile]:

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from quanto import packing
 from quanto.qtypes import get_qtype
 
-from ..ops import linear, scaled, specialized
+from ..ops import linear, scaled, specialized, stream
 from ..ops.weights import facts
 from ..tables import Tile
 from .timing import copies_for
@@ -29,7 +29,7 @@ class Problem:
     """One product.
 
     Attributes:
-        kernel: `"linear"`, `"specialized"` or `"scaled"`.
+        kernel: `"linear"`, `"stream"`, `"specialized"` or `"scaled"`.
         qtype: of the weight.
         group: columns that share a scale; 0: a row.
         m, n, k: tokens, rows and columns.
@@ -108,9 +108,10 @@ class Operands:
             f = facts(p.qtype, block, p.k)
             linear.start(self._x, (codes, scale, None, None), None, None, self.out, f, tile, True, False)
             return
-        if p.kernel == specialized.KERNEL:
+        if p.kernel in (specialized.KERNEL, stream.KERNEL):
             f = facts(p.qtype, block, p.k)
-            specialized.start(self._x, (codes, scale, None, None), None, f, self.out, tile)
+            start = specialized.start if p.kernel == specialized.KERNEL else stream.start
+            start(self._x, (codes, scale, None, None), None, f, self.out, tile)
             return
         storage = codes.view(get_qtype(p.qtype).storage)
         scaled.start(

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`linear` for few tokens on Hopper: the kernel that asks for the weight before the kernel ahead has ended.
+
+Its blocks read the weight while the kernel ahead may still write. So a weight that was not seen before, or has changed
+in place since, is read behind an ordinary kernel, which waits for all that came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime import interpreted, launch, warpgroups
+from ..tables import Tile, nearest
+from ..workspace import locks
+from .trial import Trial, gluon
+from .weights import Facts, aligned
+
+__all__ = ["KERNEL", "TOKENS", "TRIAL", "serves", "start", "stream", "takes"]
+
+#: its tables.
+KERNEL = "stream"
+#: up to which it is the fastest.
+TOKENS = 16
+#: what is known of the kernel.
+TRIAL = Trial("few tokens")
+# int2 is slower here (8192 x 28672: 37 us and 34, 16 tokens 46 and 38): a stage of it is small, its decoding is not.
+_KINDS = frozenset({"int8", "int4", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"})
+_HALVES = (torch.float16, torch.bfloat16)
+# Where a weight says which of its versions was read behind an ordinary kernel.
+_SEEN = "_quanto_cuda_seen"
+
+
+def takes(f: Facts, size: int, dtype: torch.dtype, zero: Tensor | None, scale: Tensor) -> bool:
+    """Whether the kernel knows such a tiled weight with `size` columns, and such activations."""
+    groups = f.group in (0, 64) or f.group % 128 == 0
+    zeros = zero is None or (f.kind == "int4" and zero.element_size() == 1 and f.group > 0)
+    known = f.kind in _KINDS and f.rows == 1 and scale.element_size() > 1
+    return known and groups and zeros and dtype in _HALVES and size % 128 == 0
+
+
+def serves(device: torch.device) -> bool:
+    """Whether the device has the instructions, and Triton the language."""
+    return warpgroups(device) and not TRIAL.refused and not interpreted() and gluon()
+
+
+def stream(
+    x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, qtype: str, block: Sequence[int]
+) -> bool:
+    """Runs the kernel on contiguous tensors, weights tiled; False if it can't be used."""
+    tile = nearest(KERNEL, qtype, x.shape[0], out.shape[1], x.shape[1], x.device)
+    codes, scale, zero, shared = weight
+    _settle(codes, out)
+    given = (aligned(codes), aligned(scale), None if zero is None else aligned(zero), shared)
+    rows = aligned(x)
+    ragged = (x.shape[0] % tile.bm > 0, out.shape[1] % tile.bn > 0, x.shape[1] // 128 % tile.kw > 0)
+    split = tile.splits(x.shape[0], out.shape[1], x.shape[1] // 128) > 1
+    parts = (zero is not None, shared is not None, None if bias is None else bias.dtype, scale.dtype, x.dtype)
+    kind = (f, tile, ragged, split, parts, x.device.index)
+    return TRIAL.run(kind, lambda: start(rows, given, bias, f, out, tile), x, weight, bias, out, qtype, block)
+
+
+def _settle(codes: Tensor, out: Tensor) -> None:
+    """Puts an ordinary kernel between whatever wrote a weight and its first reader."""
+    version = 0 if codes.is_inference() else codes._version
+    if getattr(codes, _SEEN, None) != version:
+        out.zero_()
+        setattr(codes, _SEEN, version)
+
+
+def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> None:
+    """Starts the kernel."""
+    from ..kernels.stream import stream as kernel
+
+    codes, scale, zero, shared = weight
+    m, size = x.shape
+    n = codes.shape[0]
+    chunks = size // 128
+    down, across = -(-m // tile.bm), -(-n // tile.bn)
+    splits = tile.splits(m, n, chunks)
+    partial = counters = None
+    if splits > 1:
+        partial = torch.empty(down * across * splits * tile.bn * tile.bm, dtype=torch.float32, device=x.device)
+        counters = locks(x.device, down * across)
+    launch(
+        kernel, (across, splits, down), x, codes.view(torch.uint8), scale, zero, shared, bias, out, partial, counters,
+        m, n, size, chunks, scale.shape[-1], splits, KIND=f.kind, GROUP=f.group, BN=tile.bn, BM=tile.bm, KW=tile.kw,
+        STAGES=tile.stages, PDL=True, num_warps=tile.warps, launch_pdl=True,
+    )  # fmt: skip
