@@ -34,9 +34,11 @@ const Kernels kAvx512Bf16 = [] {  // here, where no instruction is used that the
 }();
 #endif
 
+// Best first. With BF16 by name alone: a Xeon of the Sapphire Rapids generation takes vdpbf16ps so slowly that 128 tokens
+// last 53 ms instead of 30 (4096 x 4096, int4).
 const Kernels* const kAll[] = {
 #if defined(QUANTO_X86)
-    &kAvx512Bf16, &kAvx512, &kAvxVnni, &kAvx2,
+    &kAvx512, &kAvx512Bf16, &kAvxVnni, &kAvx2,
 #endif
 #if defined(QUANTO_DOTPROD)
     &kDotprod,
@@ -56,7 +58,7 @@ const Kernels& first() {
   for (const Kernels* kernels : kAll) {
     if (!kernels->available()) continue;
 #if defined(QUANTO_X86)
-    if ((kernels == &kAvx512Bf16 || kernels == &kAvx512) && kAvxVnni.available()) light = &kAvxVnni;
+    if (kernels == &kAvx512 && kAvxVnni.available()) light = &kAvxVnni;
 #endif
     return *kernels;
   }
