@@ -25,7 +25,8 @@ from .operand import operand
 
 __all__ = ["stream"]
 
-# Newer versions of Triton have another name.
+# Newer versions of Triton have other names.
+_copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 _barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 
 
@@ -65,7 +66,7 @@ def _copy_lines(to, stage, at, c, end, N, pn, BN: gl.constexpr, GROUP: gl.conste
     has = ((chunk < end) & (pn * BN + line % BN < N))[:, None]
     for j in gl.static_range(J):
         here = at + (chunk // PER * (J * 16) + j * 16)[:, None]
-        async_copy.async_copy_global_to_shared(to.index(stage * J + j).reshape((ROWS // LINE, LINE)), here, mask=has)
+        _copy(to.index(stage * J + j).reshape((ROWS // LINE, LINE)), here, mask=has)
 
 
 @gluon.jit
@@ -87,7 +88,7 @@ def _copy_weight(ws, ss, zs, stage, at, scales, zeros, c, end, N, pn, STEP, BN: 
     ROWS: gl.constexpr = ws.shape[1]
     row = gl.arange(0, ROWS, gl.SliceLayout(1, at.type.layout))
     has = ((c + row // BN < end) & (pn * BN + row % BN < N))[:, None]
-    async_copy.async_copy_global_to_shared(ws.index(stage), at + c * STEP, mask=has)
+    _copy(ws.index(stage), at + c * STEP, mask=has)
     if scales is not None:
         _copy_lines(ss, stage, scales, c, end, N, pn, BN, GROUP)
     if zeros is not None:
@@ -99,8 +100,8 @@ def _copy_x(xs, stage, x_at, c, end, first, M, BM: gl.constexpr):
     COLUMNS: gl.constexpr = xs.shape[1]
     col = gl.arange(0, COLUMNS, gl.SliceLayout(1, x_at.type.layout))
     has = ((first + col % BM < M) & (c + col // BM < end))[:, None]
-    async_copy.async_copy_global_to_shared(xs.index(2 * stage), x_at + c * 128, mask=has)
-    async_copy.async_copy_global_to_shared(xs.index(2 * stage + 1), x_at + (c * 128 + 64), mask=has)
+    _copy(xs.index(2 * stage), x_at + c * 128, mask=has)
+    _copy(xs.index(2 * stage + 1), x_at + (c * 128 + 64), mask=has)
 
 
 @gluon.jit
