@@ -53,6 +53,11 @@ def _distribution(folder: Path, name: str, version: str, **plugins: str) -> None
         (folder / f"plugin_{plugin}.py").write_text(source)
 
 
+def hear_interrupts() -> None:
+    """A shell starts jobs in the background deaf to interrupts, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     source = Path(quanto.__file__).parents[1]
     path = os.pathsep.join([str(folder), str(source)])
@@ -60,9 +65,9 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("QUANTO_") and k != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-m", "quanto.cli", *arguments]
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, stdout=pipe, stderr=pipe, text=True, env=environment | {"PYTHONPATH": path}, cwd=folder
-    )
+    environment |= {"PYTHONPATH": path}
+    hear = hear_interrupts if os.name == "posix" else None
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=folder, preexec_fn=hear)
 
 
 @needs_extra
