@@ -169,9 +169,8 @@ void bfloat16_blocks(const Weight& w, const Activations& a, const Output& out, i
   const Scratch<float> sums(tiles * a.tile * kRows * P);
   Panels source(w);
   for (int64_t first = begin; first < end; first += P) {
-    const int count = static_cast<int>(std::min<int64_t>(P, end - first));
     Panel panels[P];
-    for (int i = 0; i < P; ++i) panels[i] = i < count ? source.get(first + i, i) : panels[0];
+    const int count = source.fill(panels, first, end);
     std::fill_n(sums.get(), tiles * a.tile * kRows * P, 0.f);
     for (int64_t q = 0; q < w.groups; ++q) {
       F s[P], z[P];

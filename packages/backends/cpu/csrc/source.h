@@ -60,6 +60,14 @@ class Panels {
     return {codes, scale, zero, poison};
   }
 
+  // Panels first …, `P` of them, before `end`; the first stands for those that are missing. Returns how many are there.
+  template <int P>
+  int fill(Panel (&panels)[P], int64_t first, int64_t end) {
+    const int count = static_cast<int>(std::min<int64_t>(P, end - first));
+    for (int i = 0; i < P; ++i) panels[i] = i < count ? get(first + i, i) : panels[0];
+    return count;
+  }
+
  private:
   const Weight& w_;
   std::unique_ptr<Scratch<uint8_t>> own_[4];

@@ -48,7 +48,7 @@ class Joined:
     computes alone, so the results are right whatever the model does.
 
     Args:
-        members: layers for which `refusal` has nothing to say; at least two.
+        members: at least two layers that are `_alike`.
     """
 
     def __init__(self, members: Sequence[QLinear]) -> None:
@@ -83,7 +83,7 @@ class Joined:
         if self._codes[index] is not self._members[index]._parameters.get("weight_packed"):
             self.part()  # somebody else put another tensor in the place of ours
             return None
-        if torch.is_grad_enabled() and (x.requires_grad or any(m.bias is not None for m in self._members)):
+        if torch.is_grad_enabled() and (x.requires_grad or self._bias is not None):
             return None
         if not torch.compiler.is_compiling():
             self._wasted = self._wasted + 1 if last is not None else 0

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,9 +27,6 @@ class QLinear(QModule, nn.Linear):
     operator = "linear"
     quantizes_input = True
     quantizes_output = True
-
-    #: its place among the layers it runs with; see `quanto.nn.joined`
-    _joined: Callable[[Tensor], Tensor | None] | None = None
 
     def prepare(self) -> None:
         """See `QModule.prepare`; also the correction."""

@@ -25,7 +25,6 @@ class QConv1D(QModule, Conv1D):  # type: ignore[misc]
     quantizes_output = True
 
     forward = QLinear.forward
-    _joined = QLinear._joined
     _quantized = QLinear._quantized
 
     def _simulate(self, x: Tensor) -> Tensor:
