@@ -44,4 +44,4 @@ def _first(spread: Tensor, block_size: tuple[int, ...], shape: tuple[int, ...]) 
     return spread[:: block_size[0]].contiguous() if block_size[0] > 1 else spread
 
 
-PANELS = Layout("cpu.panels", _pack, _unpack)
+PANELS = Layout("cpu.panels", _pack, _unpack, stacks=16)

@@ -120,8 +120,8 @@ def _stack(tensors: Sequence[Tensor | None]) -> Tensor:
 def join(model: nn.Module, groups: Sequence[Sequence[str]] = GROUPS) -> list[tuple[str, ...]]:
     """Has layers that read the same input run as one, in place; for models that generate, after `freeze` or `load`.
 
-    Moving the model, arranging it anew or loading into it parts them again, and so does `quanto.dequantize`. Files and
-    results do not depend on it.
+    Moving the model, arranging it anew or loading into it parts them again, and so does `quanto.dequantize`. Files do
+    not depend on it, nor do results, beyond the rounding of a sum taken in another order.
 
     Args:
         model: a quantized model.
