@@ -8,6 +8,7 @@
 
 #include <memory>
 
+#include "ahead.h"
 #include "walk.h"
 
 namespace quanto {
@@ -83,6 +84,7 @@ void bfloat16_tile(const Weight& w, const Panel* panels, int64_t first, const Ac
   const F inverse = V::set(1 / remainder_of<C>(*w.format).factor);
   const int32_t* x = a.quads + tile * w.padded() / 2 * T;
   const float* sums = a.sums + tile * w.groups * a.blocks * T;
+  const Ahead<P> ahead(w);
   const uint8_t* codes[P];
   F y[R];
   for (int i = 0; i < P; ++i) codes[i] = panels[i].codes;
@@ -90,19 +92,23 @@ void bfloat16_tile(const Weight& w, const Panel* panels, int64_t first, const Ac
   for (int64_t q = 0; q < w.groups; ++q) {
     F sum[R * S];
     each<R * S>([&](auto j) QUANTO_INLINE { sum[j] = V::zero(); });
-    for (int64_t u = 0; u < w.units; ++u, x += U / 2 * T) {
-      each<P>([&](auto i) QUANTO_INLINE {
-        const I word = V::load_words(codes[i]);
-        V::prefetch(codes[i] + kAhead);
-        codes[i] += 64;
-        each<U / 2>([&](auto j) QUANTO_INLINE {
-          const I v = two<C, j>(word, t, table);
-          each<T>([&](auto m) QUANTO_INLINE {
-            constexpr int at = (m * P + i) * S + j % S;
-            sum[at] = V::dot16x2(sum[at], v, V::spread(x[j * T + m]));
+    ahead.scales(panels, q);
+    for (int64_t u = 0; u < w.units;) {
+      const int64_t far = ahead.codes((q * w.units + u) * 64);
+      for (const int64_t stop = std::min(w.units, u + kRun); u < stop; ++u, x += U / 2 * T) {
+        each<P>([&](auto i) QUANTO_INLINE {
+          const I word = V::load_words(codes[i]);
+          ask(codes[i] + far);
+          codes[i] += 64;
+          each<U / 2>([&](auto j) QUANTO_INLINE {
+            const I v = two<C, j>(word, t, table);
+            each<T>([&](auto m) QUANTO_INLINE {
+              constexpr int at = (m * P + i) * S + j % S;
+              sum[at] = V::dot16x2(sum[at], v, V::spread(x[j * T + m]));
+            });
           });
         });
-      });
+      }
     }
     each<P>([&](auto i) QUANTO_INLINE {
       const F s = V::mul(scale_of(w, panels[i], q), inverse), z = zero_of(w, panels[i], q, 0);
@@ -183,7 +189,7 @@ void bfloat16_blocks(const Weight& w, const Activations& a, const Output& out, i
         for (int i = 0; i < P; ++i) {
           for (int64_t u = 0; u < units; ++u) {
             const I word = V::load_words(panels[i].codes + (unit + u) * 64);
-            V::prefetch(panels[i].codes + (unit + u) * 64 + kFarAhead);
+            ask_early(panels[i].codes + (unit + u) * 64 + kFarAhead);
             each<U / 2>([&](auto j) QUANTO_INLINE {
               V::store_words(pairs + ((u * U / 2 + j) * P + i) * 64, two<C, j>(word, t, table));
             });

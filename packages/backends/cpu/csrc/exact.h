@@ -5,7 +5,7 @@
 
 #include <array>
 
-#include "source.h"
+#include "ahead.h"
 
 namespace quanto {
 namespace {
@@ -29,7 +29,7 @@ void decode_units(const Weight& w, const Panel& p, int64_t begin, int64_t end, f
     I words[N];
     for (int j = 0; j < N; ++j) {
       words[j] = V::load_words(p.codes + (u * N + j) * 64);
-      V::prefetch(p.codes + (u * N + j) * 64 + kFarAhead);
+      ask_early(p.codes + (u * N + j) * 64 + kFarAhead);
     }
     each<U>([&](auto i) QUANTO_INLINE {
       const F v = value<C, i / 4, i % 4>(words, t);

@@ -4,10 +4,10 @@
 //     floats     4 bits on AVX-512: shift, look up, fused multiply-add for 16 products
 //     integers   four products per lane and instruction, exact in int32
 //
-// One token reads as fast as memory gives only from several places at once: four panels next to each other.
+// One token reads as fast as memory gives from several places at once, asked for ahead: four panels next to each other.
 #pragma once
 
-#include "source.h"
+#include "ahead.h"
 
 namespace quanto {
 namespace {
@@ -22,6 +22,7 @@ void small_tile(const Weight& w, const Panel* panels, int64_t first, const Activ
   const auto [offset, factor] = remainder_of<C>(*w.format);
   const F f = V::set(factor), inverse = V::set(1 / factor), shift = V::set(offset);
   const bool shifted = offset != 0 || w.zero_type != Type::kNone;
+  const Ahead<P> ahead(w);
   const uint8_t* codes[P];
   F y[T * P];
   for (int i = 0; i < P; ++i) codes[i] = panels[i].codes;
@@ -29,22 +30,27 @@ void small_tile(const Weight& w, const Panel* panels, int64_t first, const Activ
   for (int64_t q = 0; q < w.groups; ++q) {
     F sum[T * P * S];
     each<T * P * S>([&](auto j) QUANTO_INLINE { sum[j] = V::zero(); });
-    for (int64_t u = 0; u < w.units; ++u) {
-      each<P>([&](auto i) QUANTO_INLINE {
-        I words[N];
-        each<N>([&](auto j) QUANTO_INLINE { words[j] = V::load_words(codes[i] + j * 64); });
-        V::prefetch(codes[i] + kAhead);
-        codes[i] += N * 64;
-        each<U>([&](auto j) QUANTO_INLINE {
-          constexpr int k = position(C, j / 4, j % 4);
-          const F v = value<C, j / 4, j % 4>(words, t);
-          each<T>([&](auto m) QUANTO_INLINE {
-            constexpr int at = (m * P + i) * S + k % S;
-            sum[at] = V::fmadd(v, V::set(x[k * T + m]), sum[at]);
+    ahead.scales(panels, q);
+    for (int64_t u = 0; u < w.units;) {
+      const int64_t far = ahead.codes((q * w.units + u) * N * 64);
+      for (const int64_t stop = std::min(w.units, u + kRun); u < stop; ++u, x += U * T) {
+        each<P>([&](auto i) QUANTO_INLINE {
+          I words[N];
+          each<N>([&](auto j) QUANTO_INLINE {
+            words[j] = V::load_words(codes[i] + j * 64);
+            ask(codes[i] + far + j * 64);
+          });
+          codes[i] += N * 64;
+          each<U>([&](auto j) QUANTO_INLINE {
+            constexpr int k = position(C, j / 4, j % 4);
+            const F v = value<C, j / 4, j % 4>(words, t);
+            each<T>([&](auto m) QUANTO_INLINE {
+              constexpr int at = (m * P + i) * S + k % S;
+              sum[at] = V::fmadd(v, V::set(x[k * T + m]), sum[at]);
+            });
           });
         });
-      });
-      x += U * T;
+      }
     }
     each<P>([&](auto i) QUANTO_INLINE {
       const F s = V::mul(scale_of(w, panels[i], q), inverse);
@@ -83,17 +89,20 @@ template <Code C, int T, int P>
 void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Activations& a, int64_t tile, const Output& out) {
   constexpr int U = kUnit<C>, N = kWords<C>;
   constexpr bool narrow = V::kNarrowSums && kQuads<C> != 0;
+  constexpr int run = narrow ? 4 * kQuads<C> / U : kRun;
   constexpr int G = V::kRegisters == 1 ? P : 1;  // panels at once; with more, 16 registers do not do
   const Tables t = tables<C>(*w.format);
   const int32_t* x = a.quads + tile * w.padded() / 4 * T;
   const float* scales = a.scales + tile * w.groups * a.blocks * T;
   const float* sums = a.sums + tile * w.groups * a.blocks * T;
+  const Ahead<P> ahead(w);
   const uint8_t* codes[P];
   F y[T * P];
   for (int i = 0; i < P; ++i) codes[i] = panels[i].codes;
   each<T * P>([&](auto j) QUANTO_INLINE { y[j] = V::zero(); });
   for (int64_t q = 0; q < w.groups; ++q) {
     F s[P], z[P];
+    ahead.scales(panels, q);
     for (int i = 0; i < P; ++i) {
       s[i] = scale_of(w, panels[i], q);
       z[i] = zero_of(w, panels[i], q, byte_offset<C>(*w.format));
@@ -103,15 +112,17 @@ void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Act
       each<T * P>([&](auto j) QUANTO_INLINE { sum[j] = V::izero(); });
       const int64_t end = std::min(a.block, w.units - b * a.block);
       for (int64_t u = 0; u < end;) {
-        const int64_t stop = narrow ? std::min<int64_t>(end, u + 4 * kQuads<C> / U) : end;
+        const int64_t stop = std::min(end, u + run), far = ahead.codes((q * w.units + b * a.block + u) * N * 64);
         I part[T * P];
         if (narrow) each<T * P>([&](auto j) QUANTO_INLINE { part[j] = V::izero(); });
         for (; u < stop; ++u) {
           each<P / G>([&](auto g) QUANTO_INLINE {
             I words[G][N];
             each<G>([&](auto i) QUANTO_INLINE {
-              each<N>([&](auto j) QUANTO_INLINE { words[i][j] = V::load_words(codes[g * G + i] + j * 64); });
-              V::prefetch(codes[g * G + i] + kAhead);
+              each<N>([&](auto j) QUANTO_INLINE {
+                words[i][j] = V::load_words(codes[g * G + i] + j * 64);
+                ask(codes[g * G + i] + far + j * 64);
+              });
               codes[g * G + i] += N * 64;
             });
             each<U / 4>([&](auto j) QUANTO_INLINE {
@@ -158,13 +169,16 @@ template <Code C, int T>
 void halves_tile(const Weight& w, const Panel* panels, int64_t first, const Activations& a, int64_t tile, const Output& out) {
   constexpr int U = kUnit<C>, N = kWords<C>;
   constexpr bool narrow = V::kNarrowSums && kQuads<C> != 0;
+  constexpr int run = narrow ? 4 * kQuads<C> / U : kRun;
   using Half = decltype(Of<C>::load_half(nullptr));
   const Tables t = tables<C>(*w.format);
   const int32_t* x = a.quads + tile * w.padded() / 4 * T;
+  const Ahead<1> ahead(w);
   const uint8_t* codes = panels[0].codes;
   F y[T];
   each<T>([&](auto m) QUANTO_INLINE { y[m] = V::zero(); });
   for (int64_t q = 0; q < w.groups; ++q) {
+    ahead.scales(panels, q);
     const F s = scale_of(w, panels[0], q), z = zero_of(w, panels[0], q, byte_offset<C>(*w.format));
     for (int64_t b = 0; b < a.blocks; ++b) {
       const int64_t units = std::min(a.block, w.units - b * a.block), block = (tile * w.groups + q) * a.blocks + b;
@@ -175,13 +189,15 @@ void halves_tile(const Weight& w, const Panel* panels, int64_t first, const Acti
         const int32_t* xs = x;
         const uint8_t* from = codes + 32 * h;
         for (int64_t u = 0; u < units;) {
-          const int64_t stop = narrow ? std::min<int64_t>(units, u + 4 * kQuads<C> / U) : units;
+          const int64_t stop = std::min(units, u + run), far = ahead.codes((q * w.units + b * a.block + u) * N * 64);
           Half part[T];
           each<T>([&](auto m) QUANTO_INLINE { part[m] = narrow ? V::spread(0) : total[m]; });
           for (; u < stop; ++u, from += N * 64) {
             Half words[N];
-            each<N>([&](auto j) QUANTO_INLINE { words[j] = Of<C>::load_half(from + j * 64); });
-            if (h == 0) V::prefetch(from + kAhead);
+            each<N>([&](auto j) QUANTO_INLINE {
+              words[j] = Of<C>::load_half(from + j * 64);
+              if (h == 0) ask(from + far + j * 64);
+            });
             each<U / 4>([&](auto j) QUANTO_INLINE {
               const Half quads = bytes<C, j>(words, t);
               each<T>([&](auto m) QUANTO_INLINE {

@@ -4,7 +4,7 @@
 // Bound by dot products: 12 to 28 for each 5 to 16 loads.
 #pragma once
 
-#include "source.h"
+#include "ahead.h"
 
 namespace quanto {
 namespace {
@@ -87,7 +87,7 @@ void decode_bytes(const Panel& p, const Tables& t, int64_t begin, int64_t end, u
     I words[N];
     for (int j = 0; j < N; ++j) {
       words[j] = V::load_words(p.codes + (u * N + j) * 64);
-      V::prefetch(p.codes + (u * N + j) * 64 + kFarAhead);
+      ask_early(p.codes + (u * N + j) * 64 + kFarAhead);
     }
     each<U / 4>([&](auto j) QUANTO_INLINE { V::store_words(out + j * stride, bytes<C, j>(words, t)); });
   }

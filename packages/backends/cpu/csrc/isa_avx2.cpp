@@ -45,7 +45,6 @@ struct V {
     auto* q = static_cast<__m256i*>(p);
     _mm256_storeu_si256(q, v.a), _mm256_storeu_si256(q + 1, v.b);
   }
-  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
   // Functions that decode come for both registers and for one.
   template <int N> static __m256i shr(__m256i x) { return N ? _mm256_srli_epi32(x, N) : x; }
   template <int N> static __m256i shl(__m256i x) { return N ? _mm256_slli_epi32(x, N) : x; }

@@ -30,7 +30,6 @@ struct V {
   static I izero() { return _mm512_setzero_si512(); }
   static I load_words(const void* p) { return _mm512_loadu_si512(p); }
   static void store_words(void* p, I v) { _mm512_storeu_si512(p, v); }
-  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
   template <int N> static I shr(I a) { return N ? _mm512_srli_epi32(a, N) : a; }
   template <int N> static I shl(I a) { return N ? _mm512_slli_epi32(a, N) : a; }
   template <int N> static I sar(I a) { return _mm512_srai_epi32(a, N); }

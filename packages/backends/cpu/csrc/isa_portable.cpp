@@ -46,7 +46,6 @@ struct V {
     return out;
   }
   static void store_words(void* p, I v) { std::memcpy(p, &v, sizeof v); }
-  static void prefetch(const void*) {}
   template <int N> static I shr(I a) { return a >> N; }
   template <int N> static I shl(I a) { return a << N; }
   template <int N> static I sar(I a) { return I(Signed(a) >> N); }

@@ -26,10 +26,6 @@ class Scratch {
   std::unique_ptr<T[], Free> data_;
 };
 
-// Bytes from what is read to what is asked for: in kernels that decode as they go (of 1 to 16 KB, 2 to 4 read fastest), and
-// in those that decode a block at a time.
-constexpr int kAhead = 3072, kFarAhead = 8192;
-
 struct Panel {
   const uint8_t* codes;
   const uint8_t* scale;
