@@ -5,6 +5,7 @@
 #pragma once
 
 #include "ahead.h"
+#include "matrix.h"
 
 namespace quanto {
 namespace {
@@ -43,7 +44,10 @@ void multiply_quads(const Block& b, const uint8_t* quads, int64_t count, const F
   const uint8_t* w = quads;
   I sum[T * P];
   each<T * P>([&](auto j) QUANTO_INLINE { sum[j] = V::izero(); });
-  if constexpr (narrow) {
+  if constexpr (kMatrix) {
+    static_assert(P == 1, "panels one by one");
+    matrix_sums<T>(x, quads, count, 64, sum);
+  } else if constexpr (narrow) {
     for (int64_t k = 0; k < count;) {
       I part[T * P];
       each<T * P>([&](auto j) QUANTO_INLINE { part[j] = V::izero(); });

@@ -15,8 +15,8 @@ namespace quanto {
 extern const Kernels kAvx512, kAvxVnni, kAvx2;
 extern const Bfloat16 kAvx512Bfloat16;
 #endif
-#if defined(QUANTO_DOTPROD)
-extern const Kernels kDotprod;
+#if defined(QUANTO_ARM)
+extern const Kernels kI8mm, kDotprod;
 #endif
 extern const Kernels kPortable;
 
@@ -40,8 +40,8 @@ const Kernels* const kAll[] = {
 #if defined(QUANTO_X86)
     &kAvx512, &kAvx512Bf16, &kAvxVnni, &kAvx2,
 #endif
-#if defined(QUANTO_DOTPROD)
-    &kDotprod,
+#if defined(QUANTO_ARM)
+    &kI8mm, &kDotprod,
 #endif
     &kPortable,
 };

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plain C++, in loops over 16 rows that compilers turn into whatever vectors the target has.
+// Plain C++, in loops over 16 rows that compilers turn into whatever vectors the target has; compiled for aarch64 also
+// with products of int8 by sdot, and by sdot and smmla.
 #include "scalar.h"
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
+
+#include "arm.h"
 #endif
 
 namespace quanto {
@@ -21,7 +24,12 @@ struct V {
     uint8_t v[16];
   };
   static constexpr bool kLookup = false;
-  static constexpr int kRegisters = 4, kWidth = 1, kStreams = 2, kExactTile = 4, kSmallTile = 4, kIntegerTile = 4, kFewTile = 4;
+  static constexpr int kRegisters = 4, kWidth = 1, kStreams = 2, kExactTile = 4, kSmallTile = 4, kFewTile = 4;
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  static constexpr int kIntegerTile = 8;
+#else
+  static constexpr int kIntegerTile = 4;
+#endif
   static constexpr bool kHalves = false;
   static constexpr bool kSignedBytes = true, kNarrowSums = false, kPairs = false;
 
@@ -138,12 +146,21 @@ struct V {
 
 namespace quanto {
 
-#if defined(__ARM_FEATURE_DOTPROD)
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+extern const Kernels kI8mm = {"neon_i8mm",
+#elif defined(__ARM_FEATURE_DOTPROD)
 extern const Kernels kDotprod = {"neon_dotprod",
 #else
 extern const Kernels kPortable = {"portable",
 #endif
-    V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth, [] { return true; },
+    V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    [] { return has_dotprod() && has_i8mm(); },
+#elif defined(__ARM_FEATURE_DOTPROD)
+    has_dotprod,
+#else
+    [] { return true; },
+#endif
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};
 
 }  // namespace quanto
