@@ -64,6 +64,11 @@ Tensor scaled_linear(const Tensor& x_codes, const Tensor& x_scale, const Tensor&
   int64_t count = 1;
   for (int64_t i = 0; i + 1 < x_codes.dim(); ++i) count *= x_codes.size(i);
   STD_TORCH_CHECK(x_scale.numel() == 1 || x_scale.numel() == count, "x_scale must have 1 or ", count, " elements, got ", x_scale.numel());
+  check_floating(x_scale, "x_scale");
+  if (out_scale.has_value()) {
+    check_floating(*out_scale, "out_scale");
+    STD_TORCH_CHECK(out_scale->numel() == 1, "out_scale must have one element, got ", out_scale->numel());
+  }
   if (out.numel() == 0) return out;
   const Floats b = bias_of(bias, held.w.n), scales(x_scale, "x_scale");
   const Tensor rows = dense(x_codes);
@@ -237,6 +242,7 @@ Tensor quantize(const Tensor& x, const Tensor& scale, const std::optional<Tensor
   const int64_t group = whole ? k : std::min(block[1], k), rows = whole ? n : block[0], groups = divide_up(k, group);
   const int64_t scales = whole ? 1 : divide_up(n, rows) * groups;
   STD_TORCH_CHECK(scale.numel() == scales, "scale must have ", scales, " elements, got ", scale.numel());
+  check_floating(scale, "scale");
   STD_TORCH_CHECK(!zero.has_value() || zero->numel() == scales, "zero_point must have ", scales, " elements");
   const Floats s(scale, "scale"), z = zero.has_value() ? Floats(*zero, "zero_point") : Floats();
   const float shared = global.has_value() ? Floats(*global, "global_scale")[0] : 1.f;

@@ -70,6 +70,8 @@ Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor
   w.format = find_format(qtype.c_str());
   STD_TORCH_CHECK(w.format != nullptr, "qtype ", qtype, " is unknown to quanto-backend-cpu");
   STD_TORCH_CHECK(codes.dim() == 2, "codes must have two dimensions, got ", codes.dim());
+  STD_TORCH_CHECK(codes.element_size() == 1, "codes must be bytes, got elements of ", codes.element_size());
+  check_floating(scale, "scale");
   w.n = codes.size(0);
   w.k = k;
   const bool whole = block.empty();
@@ -127,6 +129,7 @@ class Floats {
 Floats bias_of(const std::optional<Tensor>& bias, int64_t n) {
   if (!bias.has_value()) return {};
   STD_TORCH_CHECK(bias->numel() == n, "bias must have ", n, " elements, got ", bias->numel());
+  check_floating(*bias, "bias");
   return {*bias, "bias"};
 }
 

@@ -25,8 +25,11 @@ def _pack(tensors: Tensors, qtype: str, block_size: tuple[int, ...], size: int) 
 
 def _unpack(tensors: Tensors, qtype: str, block_size: tuple[int, ...], size: int) -> Tensors:
     packed, scales, zeros, shared = tensors
-    q = get_qtype(qtype)
+    q, home = get_qtype(qtype), packed.device
+    if home.type not in ("cpu", "meta"):  # offloading moves tensors by itself
+        packed, scales, zeros = packed.cpu(), scales.cpu(), None if zeros is None else zeros.cpu()
     codes, scale, zero = operator("unpack_panels")(packed, scales, zeros, qtype, list(block_size), size)
+    codes, scale, zero = (t.to(home) for t in (codes, scale, zero))
     scale = _first(scale, block_size, (codes.shape[0], size))
     if q.scale_dtype is not None:
         scale = scale.to(q.scale_dtype)

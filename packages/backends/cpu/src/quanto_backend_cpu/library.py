@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from quanto import ops
+
+from .fakes import FAKES
 
 __all__ = ["instruction_set", "instruction_sets", "load", "operator", "use"]
 
@@ -36,13 +37,14 @@ def load() -> None:
         like = name.removesuffix("_integer")
         for suffix in ("", "_panels"):
             library.define(name + suffix + ops.SCHEMAS[like], tags=tags)
-            fake = _rows_fake(like) or ops.FAKES[like]
+            fake = FAKES.get(like) or ops.FAKES[like]
             torch.library.register_fake(f"quanto_cpu::{name}{suffix}", fake, lib=library)
     for name in _CODES:
         library.define(name + ops.SCHEMAS[name], tags=tags)
         torch.library.register_fake(f"quanto_cpu::{name}", ops.FAKES[name], lib=library)
-    library.define("pack_panels" + _LAYOUT, tags=tags)
-    library.define("unpack_panels" + _LAYOUT, tags=tags)
+    for name in ("pack_panels", "unpack_panels"):
+        library.define(name + _LAYOUT, tags=tags)
+        torch.library.register_fake(f"quanto_cpu::{name}", FAKES[name], lib=library)
     for schema in ("isa() -> str", "isas() -> str", "select_isa(str name) -> ()"):
         library.define(schema)
     torch.ops.load_library(_shared_library())
@@ -56,25 +58,6 @@ def _shared_library() -> Path:
     if not found:
         raise OSError("quanto_backend_cpu holds no quanto_cpu library: it was not built; reinstall the package")
     return found[0]
-
-
-def _rows_fake(op: str) -> Callable[..., Tensor] | None:
-    """Fakes that do not expect a row of codes to have the canonical number of bytes."""
-    if op == "linear":
-
-        def linear(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
-            return x.new_empty((*x.shape[:-1], codes.shape[0]))
-
-        return linear
-    if op == "scaled_linear":
-
-        def scaled_linear(x_codes: Tensor, x_scale: Tensor, codes: Tensor, *rest: Any) -> Tensor:
-            out_scale, dtype = rest[7:9]  # a nonlinearity behind them is left out where it is none
-            made = x_codes.new_empty((*x_codes.shape[:-1], codes.shape[0]), dtype=dtype)
-            return made if out_scale is None else made.to(torch.int8)
-
-        return scaled_linear
-    return None
 
 
 def operator(name: str) -> Any:

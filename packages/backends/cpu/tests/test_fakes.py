@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fakes have the shapes and types of what they stand for; so weights in panels may be on meta."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from weights import SHAPES, sample
+
+import quanto
+from quanto.qtypes import get_qtype
+from quanto_backend_cpu.layout import PANELS
+from quanto_backend_cpu.library import operator
+from quanto_backend_cpu.specs import EVERY, INTEGERS
+
+
+@pytest.mark.parametrize("group", [None, 0, 16, 37])
+@pytest.mark.parametrize("qtype", sorted(EVERY))
+def test_panels_are_packed_and_unpacked_on_meta(qtype: str, group: int | None) -> None:
+    group = group if get_qtype(qtype).block is None else None
+    for shape in SHAPES:
+        w = sample(qtype, shape, group, "int" if qtype in INTEGERS else "none")
+        away = tuple(None if t is None else t.to("meta") for t in w.canonical)
+        packed = PANELS.pack(away, qtype, w.blocks, shape[1])
+        back = PANELS.unpack(packed, qtype, w.blocks, shape[1])
+        for fake, real in zip((*packed, *back), (*w.panels, *w.canonical), strict=True):
+            assert (fake is None) == (real is None)
+            if fake is not None and real is not None:
+                assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+
+
+def test_they_trace() -> None:
+    for qtype, zero, shape in (
+        ("int4", "int", (33, 128)),
+        ("int3", "none", (16, 100)),
+        ("float8_e4m3fn", "none", (20, 64)),
+    ):
+        w = sample(qtype, shape, 32, zero)
+        codes = w.canonical[0].view(torch.uint8)
+        tail = [qtype, list(w.blocks), shape[1]]
+        torch.library.opcheck(operator("pack_panels"), (codes, *w.canonical[1:3], *tail))
+        torch.library.opcheck(operator("unpack_panels"), (w.panels[0], *w.panels[1:3], *tail))
+
+
+def test_the_state_of_an_offloaded_layer_has_its_shapes() -> None:
+    """Offloading puts parameters on meta one by one, without asking the module."""
+    layer = quanto.freeze(quanto.quantize(nn.Linear(96, 80), "int4"))
+    want = {name: (t.shape, t.dtype) for name, t in layer.state_dict().items()}
+    assert quanto.explain(layer).layers[0].layout == "cpu.panels"
+    for name, parameter in layer._parameters.items():
+        if parameter is not None:
+            layer._parameters[name] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    state = layer.state_dict()
+    assert all(t.is_meta for t in state.values())
+    assert {name: (t.shape, t.dtype) for name, t in state.items()} == want
