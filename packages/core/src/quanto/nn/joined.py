@@ -58,16 +58,14 @@ class Joined:
                    if f"weight_{part}" in members[0]._parameters]  # fmt: skip
         codes, scale = stacked[:2]
         zero = stacked[2] if len(stacked) > 2 else None
-        rows = [m.out_features for m in members]
+        self._rows = rows = [m.out_features for m in members]
         slot = members[0]._slots["weight"]
         key = make_key(first.qtype, first.block_size, (sum(rows), first.size), scale, zero, slot.layout)
         self._weight = Weight(codes, scale, zero, None, first.qtype, first.block_size, first.size, key)
         self._bias = None if members[0].bias is None else _stack([m.bias for m in members])
-        ends = [sum(rows[: i + 1]) for i in range(len(rows))]
-        self._spans = tuple(zip([0, *ends], ends, strict=False))
         self._codes = tuple(m._parameters["weight_packed"] for m in members)
-        #: input, its version, the result, and how many have yet to take their part
-        self._last: tuple[Tensor, int, Tensor, int] | None = None
+        #: input, its version, the parts of the result, and how many have yet to be taken
+        self._last: tuple[Tensor, int, tuple[Tensor, ...], int] | None = None
         self._wasted = 0
         for index, member in enumerate(members):
             member.__dict__["_joined"] = Seat(self, index)
@@ -75,11 +73,10 @@ class Joined:
     def take(self, index: int, x: Tensor) -> Tensor | None:
         """The result of member `index`, a view; None if it has to compute alone."""
         last = self._last
-        begin, end = self._spans[index]
         version = _version(x)
         if last is not None and last[0] is x and last[1] == version:
             self._last = (x, version, last[2], last[3] - 1) if last[3] > 1 else None
-            return last[2][..., begin:end]
+            return last[2][index]
         if self._codes[index] is not self._members[index]._parameters.get("weight_packed"):
             self.part()  # somebody else put another tensor in the place of ours
             return None
@@ -90,9 +87,10 @@ class Joined:
             if self._wasted == _WASTED:
                 self.part()
                 return None
-        y = ops.linear(x, self._weight, self._bias)
-        self._last = (x, version, y, len(self._spans) - 1)
-        return y[..., begin:end]
+        # all parts at once: 2 us for three, where slices take 1.5 each
+        parts = torch.split_with_sizes(ops.linear(x, self._weight, self._bias), self._rows, -1)
+        self._last = (x, version, tuple(parts), len(parts) - 1)
+        return parts[index]
 
     def part(self) -> None:
         """Each layer is by itself again; its parameters stay what they are."""
