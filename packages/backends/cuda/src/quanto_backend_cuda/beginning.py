@@ -12,7 +12,7 @@ import threading
 
 import torch
 
-from .runtime import interpreted
+from .runtime import import_triton, interpreted
 
 __all__ = ["begin"]
 
@@ -37,12 +37,14 @@ def _quietly(part: str) -> None:
 
 
 def _hash() -> None:
+    import_triton()
     from triton.runtime import cache
 
     cache.triton_key()
 
 
 def _driver() -> None:
+    import_triton()
     from triton.runtime import driver
 
     driver.active.get_current_device()

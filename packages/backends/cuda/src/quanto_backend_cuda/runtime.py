@@ -13,21 +13,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["assembly", "compiling", "dependent_launch", "interpreted", "launch", "sm_count", "warpgroups"]
+__all__ = [
+    "assembly",
+    "compiling",
+    "dependent_launch",
+    "import_triton",
+    "interpreted",
+    "launch",
+    "sm_count",
+    "warpgroups",
+]
 
 
 _one_at_a_time = threading.Lock()
 _compiling = threading.local()
+_importing = threading.Lock()
+_imported = False
+
+
+def import_triton() -> None:
+    """Imports Triton, with Gluon if this version has it: once, and in one thread.
+
+    Its modules import each other, so that two threads that begin at different ones may lock each other out, which
+    Python reports as an import error. Every operator comes here first.
+    """
+    global _imported
+    if _imported:
+        return
+    with _importing:
+        if not _imported:
+            import triton.language
+
+            with contextlib.suppress(Exception):  # `quanto_backend_cuda.ops.trial.gluon` asks what there is
+                import triton.experimental.gluon.language
+                import triton.experimental.gluon.nvidia.hopper  # noqa: F401
+            _imported = True
 
 
 @contextlib.contextmanager
-def compiling() -> Iterator[None]:
-    """Within the block kernels of this thread are compiled, and kept in Triton's cache, instead of started."""
-    _compiling.now = True
+def compiling() -> Iterator[list[Callable[[], Any]]]:
+    """Within the block kernels of this thread do not start; yields what compiles them into Triton's cache instead."""
+    work: list[Callable[[], Any]] = []
+    _compiling.work = work
     try:
-        yield
+        yield work
     finally:
-        _compiling.now = False
+        _compiling.work = None
 
 
 @functools.cache
@@ -83,8 +114,9 @@ def launch(kernel: Callable[[], Any], grid: tuple[int, ...], *args: Any, traced:
         options.pop("launch_pdl", None)  # Inductor starts kernels in its own way
         torch.library.wrap_triton(kernel)[grid](*args, **options)
         return
-    if getattr(_compiling, "now", False):
-        kernel.warmup(*args, grid=grid, **options)  # type: ignore[attr-defined]
+    work = getattr(_compiling, "work", None)
+    if work is not None:
+        work.append(functools.partial(kernel.warmup, *args, grid=grid, **options))  # type: ignore[attr-defined]
         return
     if interpreted():
         for name in ("num_warps", "num_stages", "launch_pdl"):

@@ -212,8 +212,8 @@ def linear(
     if AHEAD > 0:
         _fetch_tiles(words, N, pn, begin, end, C, KIND, BN, AHEAD)
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     if GROUP > 0 and SUB == 128 and not ON_WEIGHT:
         at = scale_at(n, (begin + slice_r) // PER, G, ROWS, STILED)
         ahead = tl.load(scale + at, mask=begin + slice_r < end, other=0.0)

@@ -166,8 +166,8 @@ def few(
         row = tl.minimum(pn * BN + i % BN, N - 1).to(tl.int64)
         fetch(codes + row * width + byte, byte + 512 <= past, 512)
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     for c in tl.range(begin, end, KW, num_stages=STAGES):
         if EVEN and not TAIL:
             a = tl.load(xs + c * BK)

@@ -53,6 +53,7 @@ def _loader(x, xs, full, empty, TM, TN, C, whole, rest, sharers, STRIPE: gl.cons
     STAGES: gl.constexpr = xs.shape[0]
     BM: gl.constexpr = xs.shape[1]
     wait_for_kernel_ahead()
+    launch_dependents()
     stage = gl.program_id(0) * 0
     phase = stage + 1
     for j in range(pieces(whole, rest, sharers, C)):
@@ -273,7 +274,6 @@ def specialized(
         C: stretches of 128 columns; G: groups per row; TM, TN: tiles of tokens and of rows.
         whole: tiles that one block takes alone; rest: tiles after them, which `sharers` blocks share.
     """
-    launch_dependents()
     xs = gl.allocate_shared_memory(x.dtype, [STAGES, x.block_shape[0], x.block_shape[1]], x.layout)
     ys = gl.allocate_shared_memory(x.dtype, [2, out.block_shape[0], out.block_shape[1]], out.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())

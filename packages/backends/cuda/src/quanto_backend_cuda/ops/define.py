@@ -16,6 +16,8 @@ from torch import Tensor
 
 from quanto.ops import FAKES, SCHEMAS
 
+from ..runtime import import_triton
+
 __all__ = ["NAMESPACE", "define"]
 
 NAMESPACE = "quanto_cuda"
@@ -40,6 +42,7 @@ def define(name: str, like: str, function: Callable[..., Any], dissolves: Callab
     _library.define(name + SCHEMAS[like], tags=(torch.Tag.pt2_compliant_tag,))
 
     def run(*args: Any) -> Any:
+        import_triton()
         return function(*args, traced=False)
 
     _library.impl(name, run, "CompositeExplicitAutograd")
@@ -52,6 +55,7 @@ def define(name: str, like: str, function: Callable[..., Any], dissolves: Callab
     def trace(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_exporting() or not _static(args) or not dissolves(*args):
             return mode.__torch_dispatch__(op, types, args, kwargs)
+        import_triton()
         with mode:
             return function(*args, traced=True)
 

@@ -61,7 +61,7 @@ def linear(
     if rows.shape[0] == 0 or count == 0:
         return x.new_empty(shape)
     weight = (codes.contiguous(), scale.contiguous(), None if zero is None else zero.contiguous(), shared)
-    if tiled and not traced and _streams(rows, scale, zero, f):
+    if tiled and not traced and _streams(rows, rows.shape[0], scale, zero, f):
         out = torch.empty(rows.shape[0], count, dtype=x.dtype, device=x.device)
         if streaming.stream(rows, weight, bias, f, out, qtype, block):
             return out.reshape(shape)
@@ -78,9 +78,9 @@ def linear(
     return out.reshape(shape)
 
 
-def _streams(x: Tensor, scale: Tensor, zero: Tensor | None, f: Facts) -> bool:
+def _streams(x: Tensor, tokens: int, scale: Tensor, zero: Tensor | None, f: Facts) -> bool:
     """Whether the kernel that reads the weight ahead takes the problem."""
-    known = x.shape[0] <= streaming.TOKENS and streaming.takes(f, x.shape[-1], x.dtype, zero, scale)
+    known = tokens <= streaming.TOKENS and streaming.takes(f, x.shape[-1], x.dtype, zero, scale)
     return known and streaming.serves(x.device)
 
 
@@ -91,11 +91,11 @@ def _specialized(x: Tensor, tokens: int, scale: Tensor, zero: Tensor | None, f: 
 
 
 def dissolves(x: Tensor, codes: Tensor, *rest: Any, tiled: bool = False) -> bool:
-    """Whether a traced call becomes a Triton kernel in the graph; tensor descriptors are made outside of graphs."""
+    """Whether a traced call becomes a Triton kernel in the graph; Inductor knows no kernel in Gluon."""
     size, qtype, block = x.shape[-1], rest[-2], rest[-1]
     f = facts(qtype, block, size)
     tokens = x.numel() // max(size, 1)
-    if tiled and _specialized(x, tokens, rest[0], rest[1], f):
+    if tiled and any(serves(x, tokens, rest[0], rest[1], f) for serves in (_streams, _specialized)):
         return False
     return bool(codes.shape[0]) and fused(x, tokens, size, f, tiled)
 

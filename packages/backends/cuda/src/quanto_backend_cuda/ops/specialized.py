@@ -13,6 +13,7 @@ from torch import Tensor
 from ..runtime import interpreted, launch, sm_count, warpgroups
 from ..tables import Tile, nearest
 from ..workspace import locks
+from .stream import settle
 from .trial import Trial, gluon
 from .weights import Facts, raw_scale
 
@@ -28,7 +29,7 @@ _STRIPE = 8
 # Of tiles that do not fill the GPU once more: above, cutting them costs more than the multiprocessors that idle.
 _WORTH_CUTTING = 0.6
 #: what is known of the kernel.
-TRIAL = Trial("many tokens")
+TRIAL = Trial("many tokens", postpones=True)
 
 
 def takes(f: Facts, size: int, dtype: torch.dtype, zero: Tensor | None, scale: Tensor) -> bool:
@@ -50,6 +51,7 @@ def specialized(
     """Runs the kernel on contiguous tensors, weights tiled; False if it can't be used."""
     m, size = x.shape
     tile = nearest(KERNEL, qtype, m, out.shape[1], size, x.device)
+    settle(weight[0], out)
     kind = _kind(x, weight, bias, f, out, tile)
     return TRIAL.run(kind, lambda: start(x, weight, bias, f, out, tile), x, weight, bias, out, qtype, block)
 

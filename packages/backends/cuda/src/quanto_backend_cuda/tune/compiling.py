@@ -54,8 +54,11 @@ def _operands(problem: Problem, device: str) -> Operands:
 def compile_tile(problem: Problem, tile: Tile, device: str) -> str:
     """Compiles the kernel of a tile; returns why that failed, or ""."""
     try:
-        with torch.cuda.device(device), compiling():
-            _operands(problem, device).call(tile)
+        with torch.cuda.device(device):
+            with compiling() as work:
+                _operands(problem, device).call(tile)
+            for compile_one in work:
+                compile_one()
     except Exception as error:
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
