@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoding one sequence with transformers: its rate, and where the time of a token goes.
 
-Three times, from what a user sees to what the GPU does: a token of `generate`; one of the compiled forward pass called
-in a bare loop, without what `generate` does around it; and the kernels of one forward pass, by what they compute.
-`generate` waits for the GPU once a token, so that its Python and the guards of torch.compile add to the kernels' time.
+Four times, from what a user sees to what the GPU does: a token of `generate`; one of `generate` with quanto's loop; one
+of the compiled forward pass called in a bare loop; and the kernels of one forward pass, by what they compute. The loop
+of transformers waits for the GPU once a token, so that its Python and the guards of torch.compile add to the kernels'
+time; quanto's (`quanto_transformers.decode_ahead`) does not, and has Inductor's kernels begin early on Hopper.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _generate(model: Any, count: int) -> float:
+def _generate(model: Any, count: int, loop: Callable[..., Any] | None = None) -> float:
     """Milliseconds: the median from token to token on the GPU's clock, without the first quarter."""
     from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -77,6 +78,7 @@ def _generate(model: Any, count: int) -> float:
         max_new_tokens=count,
         cache_implementation="static",
         stopping_criteria=StoppingCriteriaList([clock]),
+        custom_generate=loop,
         pad_token_id=0,
     )
     _wait()
@@ -87,7 +89,9 @@ def _generate(model: Any, count: int) -> float:
 
 
 def _bare(model: Any, count: int) -> Callable[[int], None]:
-    """A loop over the very forward pass that `generate` compiled, with the arguments of its last call."""
+    """A loop over the very forward pass that `decode_ahead` compiled, with the arguments of its last call."""
+    from quanto_transformers import decode_ahead
+
     forward = model._compiled_call
     kept: dict[str, Any] = {}
 
@@ -97,7 +101,7 @@ def _bare(model: Any, count: int) -> Callable[[int], None]:
 
     model._compiled_call = spy
     try:
-        _generate(model, count)
+        _generate(model, count, decode_ahead)
     finally:
         model._compiled_call = forward
 
@@ -140,17 +144,19 @@ def decode(model: Any, count: int, ready: Callable[[], None]) -> dict[str, Any]:
         ready: called when all is compiled; returns when the GPU is this process's own.
 
     Returns:
-        `generate_ms`, `generate_unguarded_ms` (with `skip_guard_eval_unsafe`), and where the forward pass was compiled
-        `loop_ms` and `kernels_ms`.
+        `generate_ms`, `ahead_ms`, and where the forward pass was compiled `loop_ms` and `kernels_ms`.
     """
-    for _ in range(2):  # compiles; records graphs
-        _generate(model, count)
+    from quanto_transformers import decode_ahead
+
+    loops = {"generate_ms": None, "ahead_ms": decode_ahead}
+    for way in [*loops.values()] * 2:  # compiles; records graphs
+        _generate(model, count, way)
     ready()
-    found: dict[str, Any] = {"generate_ms": statistics.median(_generate(model, count) for _ in range(3))}
+    found: dict[str, Any] = {
+        name: statistics.median(_generate(model, count, way) for _ in range(3)) for name, way in loops.items()
+    }
     if not hasattr(model, "_compiled_call"):
         return found
-    with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-        found["generate_unguarded_ms"] = min(_generate(model, count) for _ in range(2))
     loop = _bare(model, count)
     steps = []
     for _ in range(5):

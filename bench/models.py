@@ -134,7 +134,7 @@ def worker(variant: str, size: str) -> None:
     found["bytes_per_token"] = nbytes(model)
     print(found, file=sys.stderr, flush=True)
     found.update(decode(model, 128 if size != "tiny" else 16, ready))
-    found["tokens_per_s"] = 1e3 / found["generate_ms"]
+    found["tokens_per_s"] = 1e3 / found["ahead_ms"]
     print(json.dumps(found), flush=True)
 
 
@@ -226,7 +226,7 @@ class _Lines:
 def show(found: dict[str, Any]) -> None:
     """Prints the tables."""
     print(f"{found['machine']}, {found['size']}, read {found['read_gbs']:.0f} GB/s; ms per token, share of the limit")
-    names = ("limit", "generate", "unguarded", "loop", "kernels")
+    names = ("limit", "generate", "ahead", "loop", "kernels")
     print(
         f"{'variant':14}" + "".join(f"{n:>16}" for n in names) + f"{'tokens/s':>10}{'quantize, s':>13}{'peak, MB':>18}"
     )
@@ -236,7 +236,7 @@ def show(found: dict[str, Any]) -> None:
             continue
         limit = 1e3 / row["limit"]
         kernels = sum(ms for name, ms in row.get("kernels_ms", {}).items() if name != "number")
-        times = (row["generate_ms"], row.get("generate_unguarded_ms"), row.get("loop_ms"), kernels or None)
+        times = (row["generate_ms"], row["ahead_ms"], row.get("loop_ms"), kernels or None)
         cells = "".join(f"{'–':>16}" if ms is None else f"{ms:9.2f} ({limit / ms:4.0%})" for ms in times)
         over = (row["peak_bytes"] - row["bf16_bytes"]) / 1e6
         print(f"{row['variant']:14}{limit:16.2f}{cells}{row['tokens_per_s']:10.1f}{row['quantize_s']:13.2f}"

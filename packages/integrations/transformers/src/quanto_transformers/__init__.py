@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .cache import QuantoCacheLayer
     from .calibration import calibrate
     from .config import QuantoConfig
+    from .decoding import decode_ahead
     from .qat import freeze
     from .quantizer import QuantoHfQuantizer
     from .registration import register
@@ -27,6 +28,7 @@ __all__ = [
     "QuantoHfQuantizer",
     "__version__",
     "calibrate",
+    "decode_ahead",
     "freeze",
     "register",
 ]
@@ -38,6 +40,7 @@ _MODULES = {
     "QuantoConfig": "config",
     "QuantoHfQuantizer": "quantizer",
     "calibrate": "calibration",
+    "decode_ahead": "decoding",
     "freeze": "qat",
     "register": "registration",
 }
