@@ -14,7 +14,7 @@ constexpr int kAhead = 3072, kFarAhead = 8192;
 
 // Asks for the line at p, into the first-level cache, or into the second. Not _mm_prefetch: GCC 12 takes a function that
 // does no more than that for one without effects, and leaves out its calls.
-#if defined(QUANTO_X86)
+#if defined(__x86_64__)
 QUANTO_INLINE inline void ask(const uint8_t* p) { asm volatile("prefetcht0 %0" : : "m"(*p)); }
 QUANTO_INLINE inline void ask_early(const uint8_t* p) { asm volatile("prefetcht1 %0" : : "m"(*p)); }
 #else

@@ -164,12 +164,12 @@ void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Act
 }
 
 // The same for more rows of one panel than all of its sums would fit into registers for: a block of one half, then of the
-// other, which the first-level cache still holds. Saves what blocks of decoded bytes cost to write.
+// other, which the first-level cache still holds. Saves what blocks of decoded bytes cost to write. Each of the two asks for
+// half of a block that comes later, or memory would rest while the second is computed.
 template <Code C, int T>
 void halves_tile(const Weight& w, const Panel* panels, int64_t first, const Activations& a, int64_t tile, const Output& out) {
   constexpr int U = kUnit<C>, N = kWords<C>;
   constexpr bool narrow = V::kNarrowSums && kQuads<C> != 0;
-  constexpr int run = narrow ? 4 * kQuads<C> / U : kRun;
   using Half = decltype(Of<C>::load_half(nullptr));
   const Tables t = tables<C>(*w.format);
   const int32_t* x = a.quads + tile * w.padded() / 4 * T;
@@ -182,21 +182,22 @@ void halves_tile(const Weight& w, const Panel* panels, int64_t first, const Acti
     const F s = scale_of(w, panels[0], q), z = zero_of(w, panels[0], q, byte_offset<C>(*w.format));
     for (int64_t b = 0; b < a.blocks; ++b) {
       const int64_t units = std::min(a.block, w.units - b * a.block), block = (tile * w.groups + q) * a.blocks + b;
+      const int64_t far = ahead.codes((q * w.units + b * a.block) * N * 64);
       I sum[T];
       for (int h = 0; h < 2; ++h) {
         Half total[T];
         each<T>([&](auto m) QUANTO_INLINE { total[m] = V::spread(0); });
         const int32_t* xs = x;
-        const uint8_t* from = codes + 32 * h;
+        const uint8_t *from = codes + 32 * h, *asked = codes + far + h * units * N * 32;
         for (int64_t u = 0; u < units;) {
-          const int64_t stop = std::min(units, u + run), far = ahead.codes((q * w.units + b * a.block + u) * N * 64);
+          const int64_t stop = narrow ? std::min<int64_t>(units, u + 4 * kQuads<C> / U) : units;
           Half part[T];
           each<T>([&](auto m) QUANTO_INLINE { part[m] = narrow ? V::spread(0) : total[m]; });
-          for (; u < stop; ++u, from += N * 64) {
+          for (; u < stop; ++u, from += N * 64, asked += N * 32) {
             Half words[N];
             each<N>([&](auto j) QUANTO_INLINE {
               words[j] = Of<C>::load_half(from + j * 64);
-              if (h == 0) ask(from + far + j * 64);
+              ask(asked + j * 32);
             });
             each<U / 4>([&](auto j) QUANTO_INLINE {
               const Half quads = bytes<C, j>(words, t);

@@ -108,12 +108,15 @@ struct V {
   // The largest magnitude of the sum of two values at a distance of N within four.
   template <int N> static float pair_peak(const float* p, int64_t count) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256 most = _mm256_setzero_ps();
+    __m256 most = _mm256_setzero_ps(), more = most;
+    const auto pairs = [&](const float* at) {
+      const __m256 v = _mm256_loadu_ps(at);
+      return _mm256_and_ps(_mm256_add_ps(v, _mm256_permute_ps(v, N == 1 ? 0xb1 : 0x4e)), magnitude);
+    };
     int64_t i = 0;
-    for (; i + 8 <= count; i += 8) {
-      const __m256 v = _mm256_loadu_ps(p + i), other = _mm256_permute_ps(v, N == 1 ? 0xb1 : 0x4e);
-      most = _mm256_max_ps(most, _mm256_and_ps(_mm256_add_ps(v, other), magnitude));
-    }
+    for (; i + 16 <= count; i += 16) most = _mm256_max_ps(most, pairs(p + i)), more = _mm256_max_ps(more, pairs(p + i + 8));
+    for (; i + 8 <= count; i += 8) most = _mm256_max_ps(most, pairs(p + i));
+    most = _mm256_max_ps(most, more);
     float m = across(most, true);
     for (; i < count; ++i) m = std::max(m, std::fabs(p[i] + p[i ^ N]));  // counts are multiples of four
     return m;
@@ -189,14 +192,22 @@ struct V {
   }
   static float peak(const float* p, int64_t count) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256 most = _mm256_setzero_ps(), nans = most;
+    __m256 most = _mm256_setzero_ps(), more = most, nans = most, others = most;
     int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+      const __m256 v = _mm256_loadu_ps(p + i), u = _mm256_loadu_ps(p + i + 8);
+      most = _mm256_max_ps(most, _mm256_and_ps(v, magnitude));
+      more = _mm256_max_ps(more, _mm256_and_ps(u, magnitude));
+      nans = _mm256_fmadd_ps(v, _mm256_setzero_ps(), nans);
+      others = _mm256_fmadd_ps(u, _mm256_setzero_ps(), others);
+    }
     for (; i + 8 <= count; i += 8) {
       const __m256 v = _mm256_loadu_ps(p + i);
       most = _mm256_max_ps(most, _mm256_and_ps(v, magnitude));
       nans = _mm256_fmadd_ps(v, _mm256_setzero_ps(), nans);
     }
-    float m = across(most, true), n = across(nans, false);
+    most = _mm256_max_ps(most, more);
+    float m = across(most, true), n = across(_mm256_add_ps(nans, others), false);
     for (; i < count; ++i) m = std::max(m, std::fabs(p[i])), n += p[i] * 0;
     return m + n;
   }
