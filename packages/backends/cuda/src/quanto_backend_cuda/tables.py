@@ -45,7 +45,7 @@ class Tile:
 
     Attributes:
         bn, bm: rows of the weight and tokens per block of threads.
-        kw: stretches of the input dimension per tile (few tokens).
+        kw: stretches of the input dimension per tile (few tokens); 0: another kernel is faster.
         warps, stages: of Triton.
         blocks: how many blocks of threads the GPU should get; the input dimension is split until it has them.
         on_weight: scale the weight instead of the product.
@@ -156,7 +156,7 @@ def nearest(kernel: str, qtype: str, m: int, n: int, k: int, device: torch.devic
     """The tile measured best for the nearest problem.
 
     Args:
-        kernel: `"linear"`, `"stream"`, `"specialized"` or `"scaled"`.
+        kernel: `"linear"`, `"stream"`, `"specialized"`, `"scaled"` or `"product"`.
         qtype: of the weight.
         m, n, k: tokens, rows and columns; m is rounded up to a power of two, so that few kernels are compiled.
         device: where it runs.

@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 import quanto
 from quanto_backend_cuda import runtime
 from quanto_backend_cuda.layout import TILED
-from quanto_backend_cuda.ops import dense, encode, linear, scaled, specialized, stream
+from quanto_backend_cuda.ops import dense, encode, linear, product, scaled, specialized, stream
 from quanto_backend_cuda.ops.weights import facts
 from quanto_backend_cuda.tables import Tile
 
@@ -135,9 +135,22 @@ def many_tokens() -> None:
         specialized.start(x, tensors, bias, f, x.new_empty(300, 256), tile)
 
 
+def quantized() -> None:
+    """The kernel for quantized activations, likewise."""
+    tiles = (Tile(256, 128), Tile(64, 128, stages=7), Tile(128, 256, blocks=132))
+    for (name, then), dtype, tile in itertools.product(
+        (("int8", "gelu"), ("float8_e4m3fn", ""), ("float8_e5m2", "silu")), (torch.bfloat16, torch.float16), tiles
+    ):
+        if FEW and (dtype == torch.float16 or tile.bn != 64):
+            continue
+        x, w = (product.typed(torch.zeros(n, 528, dtype=torch.int8), name) for n in (600, 264))
+        bias, out = torch.randn(264, dtype=dtype) if then else None, torch.empty(600, 264, dtype=dtype)
+        product.start(x, torch.ones(600), w, torch.ones(264, 1, dtype=dtype), bias, out, tile, then)
+
+
 def few_tokens() -> None:
     """The kernel that reads the weight ahead, likewise."""
-    kinds = ["int4"] if FEW else ["int4", "int8", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"]
+    kinds = ["int4"] if FEW else ["int4", "int8", "int3", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"]
     tiles = (Tile(8, 1, 8, stages=3), Tile(64, 16, stages=4, blocks=8), Tile(16, 2, 8, warps=8, stages=3))
     for name, dtype, tile in itertools.product(kinds, (torch.bfloat16, torch.float16), tiles):
         if (FEW or name != "int4") and (dtype == torch.float16 or tile.warps == 8):
@@ -152,8 +165,9 @@ def few_tokens() -> None:
 
 def run() -> None:
     if NVIDIA and TARGET.arch == 90:
-        specialized.sm_count = lambda device: 132
+        specialized.sm_count = product.sm_count = lambda device: 132
         many_tokens()
+        quantized()
         few_tokens()
     for w, words in weights():
         name, block, size = w.qtype.name, list(w.block_size), w.columns
@@ -231,7 +245,7 @@ def run() -> None:
 
 
 def main() -> None:
-    for module in (dense, encode, linear, scaled, specialized, stream):
+    for module in (dense, encode, linear, product, scaled, specialized, stream):
         for name, value in (
             ("launch", launch),
             ("assembly", lambda device, kind: NVIDIA and (kind != "float8_e4m3fn" or TARGET.arch >= 89)),

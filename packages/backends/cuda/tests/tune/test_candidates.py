@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from quanto_backend_cuda.ops import stream
+from quanto_backend_cuda.ops import product, stream
 from quanto_backend_cuda.ops.linear import FUSED_TOKENS
 from quanto_backend_cuda.tune.candidates import candidates
 from quanto_backend_cuda.tune.problem import Problem
@@ -22,6 +22,7 @@ from quanto_backend_cuda.tune.problem import Problem
         ("stream", "int4", 128),
         ("stream", "int8", 0),
         ("scaled", "int8", 0),
+        ("product", "int8", 0),
         ("scaled", "int4", 0),
     ],
 )
@@ -30,6 +31,9 @@ def test_are_tiles_of_the_kernel(kernel: str, qtype: str, group: int, tokens: in
     assert len(found) == len(set(found))
     if kernel == "stream" and tokens > stream.TOKENS:
         assert not found, "other kernels multiply there"
+        return
+    if kernel == "product" and tokens < product.TOKENS:
+        assert not found, "another kernel multiplies there"
         return
     if kernel == "linear" and tokens > FUSED_TOKENS:
         assert not found, "cuBLAS multiplies there"

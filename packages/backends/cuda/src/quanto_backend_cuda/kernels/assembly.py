@@ -3,7 +3,7 @@
 
 `quanto_backend_cuda.kernels.decode` says what is where in a word, and has the same in plain Triton.
 
-It costs, in instructions per weight: int4 1.4, int2 1.4, int3 2.3, int8 2.0 (fp16 1.3), float8 2.5 (fp16 0.8),
+It costs, in instructions per weight: int4 1.4, int2 1.1, int3 1.9, int8 2.0 (fp16 1.3), float8 2.5 (fp16 0.8),
 tables 3.2; a chip at 3 TB/s leaves an SM 4.7 per four-bit weight. Integers come from the bits of a float: `code |
 0x4300` is 128 + code in bfloat16 (0x6400: 1024 + code in float16), and one addition takes 128 and the zero point away.
 """
@@ -22,46 +22,78 @@ def _outputs(pairs: int) -> str:
     return " ".join(f"mov.b32 {{${2 * p}, ${2 * p + 1}}}, r{p};" for p in range(pairs))
 
 
-def _negated(value: int, half: bool) -> str:
-    """A small integer, negated, in both halves of a register."""
-    bits = struct.unpack("<H", struct.pack("<e", -value))[0] if half else _bfloat16(-value)
+def _twice(value: float, half: bool) -> str:
+    """A number in both halves of a register."""
+    bits = struct.unpack("<H", struct.pack("<e", value))[0] if half else _bfloat16(value)
     return f"{bits * 0x10001:#x}"
 
 
-def _subtracted(lines: list[str], pairs: int, value: int, operand: str, half: bool) -> str:
-    """Takes a constant away, or an operand that holds it together with a zero point."""
-    lines = [f".reg .b32 r<{pairs}>, z;", f"mov.b32 z, {operand or _negated(value, half)};", *lines]
-    if not half:  # sm_80 has no add.bf16x2
-        lines.insert(0, ".reg .b32 one; mov.b32 one, 0x3F803F80;")
-    for p in range(pairs):
-        lines.append(f"add.f16x2 r{p}, r{p}, z;" if half else f"fma.rn.bf16x2 r{p}, r{p}, one, z;")
-    return "{ " + " ".join([*lines, _outputs(pairs)]) + " }"
+def _subtracted(lines: list[str], places: list[int], magic: int, offset: int, operand: str, half: bool) -> str:
+    """Takes the magic number and an offset away, or an operand that holds both together with a zero point.
+
+    Args:
+        places: how many bits above the lowest the code of each pair stands, so that its sum with the magic number is
+            scaled down; every result is exact.
+    """
+    pairs, used = len(places), sorted(set(places))
+    head = [f".reg .b32 r<{pairs}>, z<{used[-1] + 1}>, f<{used[-1] + 1}>;"]
+    for at in used:
+        part = magic / (1 << at)
+        if at or not half:
+            head.append(f"mov.b32 f{at}, {_twice(1 / (1 << at), half)};")
+        if not operand:
+            head.append(f"mov.b32 z{at}, {_twice(-part - offset, half)};")
+        elif at == 0:
+            head.append(f"mov.b32 z0, {operand};")
+        elif half:
+            head.append(f".reg .b32 c{at}; mov.b32 c{at}, {_twice(magic - part, half)}; add.f16x2 z{at}, z0, c{at};")
+        else:
+            head.append(f".reg .b32 c{at}; mov.b32 c{at}, {_twice(magic - part, half)};")
+            head.append(f"fma.rn.bf16x2 z{at}, z0, f0, c{at};")  # sm_80 has no add.bf16x2
+    tail = []
+    for p, at in enumerate(places):
+        if half and at == 0:
+            tail.append(f"add.f16x2 r{p}, r{p}, z0;")
+        else:
+            tail.append(f"fma.rn.{'f16x2' if half else 'bf16x2'} r{p}, r{p}, f{at}, z{at};")
+    return "{ " + " ".join([*head, *lines, *tail, _outputs(pairs)]) + " }"
+
+
+def _fitting(pairs: int, step: int, bits: int, half: bool) -> list[int]:
+    """How high each code may stay in its word: as many as a mantissa has room for need one shift."""
+    fit = ((10 if half else 7) - bits) // step + 1
+    return [step * (p % fit) for p in range(pairs)]
 
 
 def integers(bits: int, half: bool, zero: bool) -> str:
     """int4 or int2. Inputs: the word; with `zero` also magic + zero point, negated in both halves."""
     pairs, magic, mask = 16 // bits, 0x64006400 if half else 0x43004300, (1 << bits) - 1
-    word = f"${2 * pairs}"
+    places = _fitting(pairs, bits, bits, half)
+    word = source = f"${2 * pairs}"
     lines = [".reg .b32 s;"]
-    for p in range(pairs):
-        source = word if p == 0 else "s"
-        if p:
+    for p, at in enumerate(places):
+        if p and at == 0:
             lines.append(f"shr.u32 s, {word}, {bits * p};")
-        lines.append(f"lop3.b32 r{p}, {source}, {mask * 0x10001:#x}, {magic:#x}, 0xEA;")
-    value = (1024 if half else 128) + (1 << (bits - 1))
-    return _subtracted(lines, pairs, value, f"${2 * pairs + 1}" if zero else "", half)
+            source = "s"
+        lines.append(f"lop3.b32 r{p}, {source}, {(mask << at) * 0x10001:#x}, {magic:#x}, 0xEA;")
+    operand = f"${2 * pairs + 1}" if zero else ""
+    return _subtracted(lines, places, 1024 if half else 128, 1 << (bits - 1), operand, half)
 
 
 def three(half: bool, zero: bool) -> str:
     """int3. Inputs: the two low bits, the high bits; with `zero` also magic + zero point, negated in both halves."""
     magic = 0x64006400 if half else 0x43004300
-    # bit 2p + e of the third bits becomes bit 2p of half e
-    lines = [".reg .b32 s, g, h;", "shr.u32 s, $17, 1; prmt.b32 g, $17, s, 0x5410;"]
-    for p in range(8):
-        lines.append(f"shr.u32 s, $16, {2 * p}; lop3.b32 r{p}, s, 0x30003, {magic:#x}, 0xEA;")
-        move = f"shr.u32 h, g, {2 * p - 2};" if p else "shl.b32 h, g, 2;"
-        lines.append(f"{move} lop3.b32 r{p}, h, 0x40004, r{p}, 0xEA;")
-    return _subtracted(lines, 8, (1024 if half else 128) + 4, "$18" if zero else "", half)
+    places = _fitting(8, 2, 3, half)
+    # bit 2p + e of the third bits becomes bit 2p of half e, and then one that is two above its place
+    lines = [".reg .b32 s, g, h;", "shr.u32 s, $17, 1; prmt.b32 g, $17, s, 0x5410; shl.b32 h, g, 2;"]
+    source = "$16"
+    for p, at in enumerate(places):
+        if p and at == 0:
+            lines.append(f"shr.u32 s, $16, {2 * p}; shr.u32 h, g, {2 * p - 2};")
+            source = "s"
+        lines.append(f"lop3.b32 r{p}, {source}, {(3 << at) * 0x10001:#x}, {magic:#x}, 0xEA;")
+        lines.append(f"lop3.b32 r{p}, h, {(4 << at) * 0x10001:#x}, r{p}, 0xEA;")
+    return _subtracted(lines, places, 1024 if half else 128, 4, "$18" if zero else "", half)
 
 
 def int8(half: bool, zero: bool) -> str:
@@ -69,7 +101,7 @@ def int8(half: bool, zero: bool) -> str:
     if half:  # 0x64 above a byte of the offset code: 1024 + 128 + value
         lines = [".reg .b32 x; xor.b32 x, $4, 0x80808080;"]
         lines.append("prmt.b32 r0, x, 0x64646464, 0x4140; prmt.b32 r1, x, 0x64646464, 0x4342;")
-        return _subtracted(lines, 2, 1152, "$5" if zero else "", half)
+        return _subtracted(lines, [0, 0], 1024, 128, "$5" if zero else "", half)
     # seven bits of mantissa hold 128 + (value & 127); the sign bit says whether to take 128 or 256 away
     lines = [".reg .b32 r<2>, x, y, minus; mov.b32 minus, 0xBF80BF80;"]
     for p, selector in enumerate(("0x4140", "0x4342")):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantizing: codes of given scales, and the fused quantizer of activations.
 
-Bound: the bytes read. 4096 x 4096 bfloat16 activations take 18 us, 2.8 TB/s read and written.
+Bound: the bytes read and written. bfloat16 activations of 4096 tokens: 4096 features take 17.6 us, 28672 118, 3.0 TB/s.
 """
 
 from __future__ import annotations
@@ -162,34 +162,64 @@ def pack_codes(code, out, n, N, eighth, width, BITS: tl.constexpr, BN: tl.conste
 
 @triton.jit
 def encode_tokens(
-    x, codes, scale, K, stride, KIND: tl.constexpr, CAST: tl.constexpr, BK: tl.constexpr, PDL: tl.constexpr
+    x,
+    codes,
+    scale,
+    K,
+    stride,
+    KIND: tl.constexpr,
+    CAST: tl.constexpr,
+    BK: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One scale per token: `scale = max|x| / amax`, `codes = x / scale`.
 
-    The largest magnitude is found among bit patterns, where NaN is the largest number of all.
+    The largest magnitude is found among bit patterns, where NaN is the largest number of all. A row that fits (`WHOLE`)
+    is kept in registers, as halves until it is scaled; others are read twice, BK at a time.
     """
     row = tl.program_id(0).to(tl.int64)
-    k = tl.arange(0, BK)
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     AMAX: tl.constexpr = 127.5 if KIND == "int8" else (448.0 if KIND == "float8_e4m3fn" else 57344.0)
-    if BK >= 16384:
-        peak = tl.zeros((BK // 4,), tl.int32)
-        for first in range(0, K, BK // 4):
-            at = first + tl.arange(0, BK // 4)
-            part = tl.load(x + row * stride + at, mask=at < K, other=0.0).to(tl.float32)
-            peak = tl.maximum(peak, _bits(part) & 0x7FFFFFFF)
-        s, inverse = _token_scale(tl.max(peak, 0).to(tl.float32, bitcast=True), AMAX)
-        for first in range(0, K, BK // 4):
-            at = first + tl.arange(0, BK // 4)
+    if WHOLE:
+        k = tl.arange(0, BK)
+        value = tl.load(x + row * stride + k, mask=k < K, other=0.0)
+        s, inverse = _token_scale(_number(tl.max(_magnitude(value), 0), value.dtype), AMAX)
+        code = _token_codes(value.to(tl.float32) * inverse, codes, KIND, CAST)
+        tl.store(codes + row * K + k, code, mask=k < K)
+    else:
+        peak = tl.zeros((BK,), tl.int32)
+        for first in range(0, K, BK):
+            at = first + tl.arange(0, BK)
+            peak = tl.maximum(peak, _magnitude(tl.load(x + row * stride + at, mask=at < K, other=0.0)))
+        s, inverse = _token_scale(_number(tl.max(peak, 0), x.dtype.element_ty), AMAX)
+        for first in range(0, K, BK):
+            at = first + tl.arange(0, BK)
             part = tl.load(x + row * stride + at, mask=at < K, other=0.0).to(tl.float32)
             tl.store(codes + row * K + at, _token_codes(part * inverse, codes, KIND, CAST), mask=at < K)
-    else:
-        value = tl.load(x + row * stride + k, mask=k < K, other=0.0).to(tl.float32)
-        s, inverse = _token_scale(tl.max(_bits(value) & 0x7FFFFFFF, 0).to(tl.float32, bitcast=True), AMAX)
-        tl.store(codes + row * K + k, _token_codes(value * inverse, codes, KIND, CAST), mask=k < K)
     tl.store(scale + row, s)
+
+
+@triton.jit
+def _magnitude(value):
+    """The bits of `|value|`, as int32."""
+    if value.dtype == tl.float32:
+        return _bits(value) & 0x7FFFFFFF
+    else:
+        return value.to(tl.int16, bitcast=True).to(tl.int32) & 0x7FFF
+
+
+@triton.jit
+def _number(bits, DTYPE: tl.constexpr):
+    """The float32 that such bits are."""
+    if tl.float32 == DTYPE:
+        return bits.to(tl.float32, bitcast=True)
+    elif tl.bfloat16 == DTYPE:
+        return (bits << 16).to(tl.float32, bitcast=True)
+    else:
+        return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit

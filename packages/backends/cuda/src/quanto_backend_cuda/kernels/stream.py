@@ -45,6 +45,14 @@ def _words_layout(ROWS, WORDS, WARPS):
 
 
 @triton.constexpr_function
+def _thirds_layout(ROWS, WARPS):
+    """Third bits of 128 columns [ROWS, 4], beside the words that they belong to."""
+    registers = [[8, 0]] + [[16 * WARPS * i, 0] for i in _bits(ROWS // (16 * WARPS))]
+    lanes = [[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, [[16 * i, 0] for i in _bits(WARPS)], [], [ROWS, 4])
+
+
+@triton.constexpr_function
 def _half_layout(ROWS, WORDS, WARPS):
     """Words [ROWS, 4, WORDS] of 64 columns, likewise."""
     registers = [[0, 0, i] for i in _bits(WORDS)] + [[8, 0, 0]]
@@ -83,12 +91,31 @@ def _lines(pointer, pn, G, R: gl.constexpr, BN: gl.constexpr):
 
 
 @gluon.jit
-def _copy_weight(ws, ss, zs, stage, at, scales, zeros, c, end, N, pn, STEP, BN: gl.constexpr, GROUP: gl.constexpr):
-    """Starts the copy of a tile of packed words, and of what scales it."""
-    ROWS: gl.constexpr = ws.shape[1]
-    row = gl.arange(0, ROWS, gl.SliceLayout(1, at.type.layout))
+def _thirds(words, pn, C, R: gl.constexpr, BN: gl.constexpr):
+    """Where the third bits of int3 begin, behind the two low bits of 16 rows."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [32, 1], [gl.num_warps(), 1], [1, 0])
+    row = gl.arange(0, R, gl.SliceLayout(1, LAYOUT))
+    n = pn * BN + row % BN
+    base, STEP = rows_at(n, C, "int3", True)
+    at = base - n % 16 * 4 + 128 + row // BN * STEP
+    return words + (at[:, None] + gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))[None, :])
+
+
+@gluon.jit
+def _copy_words(to, stage, at, c, end, N, pn, STEP, BN: gl.constexpr):
+    row = gl.arange(0, to.shape[1], gl.SliceLayout(1, at.type.layout))
     has = ((c + row // BN < end) & (pn * BN + row % BN < N))[:, None]
-    _copy(ws.index(stage), at + c * STEP, mask=has)
+    _copy(to.index(stage), at + c * STEP, mask=has)
+
+
+@gluon.jit
+def _copy_weight(
+    ws, hs, ss, zs, stage, at, thirds, scales, zeros, c, end, N, pn, STEP, BN: gl.constexpr, GROUP: gl.constexpr
+):
+    """Starts the copy of a tile of packed words, and of what scales it."""
+    _copy_words(ws, stage, at, c, end, N, pn, STEP, BN)
+    if thirds is not None:
+        _copy_words(hs, stage, thirds, c, end, N, pn, STEP, BN)
     if scales is not None:
         _copy_lines(ss, stage, scales, c, end, N, pn, BN, GROUP)
     if zeros is not None:
@@ -113,15 +140,15 @@ def _place(i, turn, steps, begin, end, KW: gl.constexpr):
 
 
 @gluon.jit
-def _decoded(T, Z, KIND: gl.constexpr, D: gl.constexpr, DOT: gl.constexpr):
+def _decoded(T, H, Z, KIND: gl.constexpr, D: gl.constexpr, DOT: gl.constexpr):
     if Z is not None:
         Z, T = gl.broadcast(gl.expand_dims(gl.expand_dims(Z, 1), 2), T)
-    return gl.convert_layout(operand(T, Z, None, KIND, D), DOT, assert_trivial=True)
+    return gl.convert_layout(operand(T, Z, None, KIND, D, H), DOT, assert_trivial=True)
 
 
 @gluon.jit
 def _zero_points(zs, at, HALF: gl.constexpr, KIND: gl.constexpr, D: gl.constexpr):
-    MAGIC: gl.constexpr = (128 if gl.bfloat16 == D else 1024) + (8 if KIND == "int4" else 2)
+    MAGIC: gl.constexpr = (128 if gl.bfloat16 == D else 1024) + (8 if KIND == "int4" else (4 if KIND == "int3" else 2))
     raw = zs.index(at).load(gl.SliceLayout(1, gl.SliceLayout(2, HALF)))
     return negated((raw.to(gl.int32) + MAGIC).to(gl.float32), D)
 
@@ -167,7 +194,8 @@ def stream(
     WARPS: gl.constexpr = gl.num_warps()
     R: gl.constexpr = KW * BN
     COLUMNS: gl.constexpr = KW * BM
-    WORDS: gl.constexpr = row_bytes(KIND) // 16
+    THREE: gl.constexpr = KIND == "int3"
+    WORDS: gl.constexpr = 2 if THREE else row_bytes(KIND) // 16
     ROWW: gl.constexpr = 4 * WORDS
     J: gl.constexpr = 128 // GROUP if GROUP > 0 and GROUP < 128 else 1
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, COLUMNS, 16])
@@ -184,14 +212,17 @@ def stream(
     each = gl.cdiv(gl.cdiv(C, KW), splits) * KW
     begin = pk * each
     end = gl.minimum(begin + each, C)
-    if PDL:
-        launch_dependents()
     # where each thread copies from
     rw = gl.arange(0, R, gl.SliceLayout(1, WIDE))
     base, STEP = rows_at(pn * BN + rw % BN, C, KIND, True)
     word = gl.arange(0, ROWW, gl.SliceLayout(0, WIDE))
     words = codes.to(gl.pointer_type(gl.int32), bitcast=True)
     at = words + ((base + rw // BN * STEP)[:, None] + word[None, :])
+    hs = ws
+    thirds = None
+    if THREE:  # behind the two low bits of 16 rows
+        hs = gl.allocate_shared_memory(gl.int32, [STAGES, R, 4], PLAIN)
+        thirds = _thirds(words, pn, C, R, BN)
     ss = ws
     zs = ws
     scales = None
@@ -208,10 +239,11 @@ def stream(
     turn = 0 if BM < 16 else pn % steps
     for s in gl.static_range(STAGES - 1):
         c = _place(s, turn, steps, begin, end, KW)
-        _copy_weight(ws, ss, zs, s, at, scales, zeros, c, end, N, pn, STEP, BN, GROUP)
+        _copy_weight(ws, hs, ss, zs, s, at, thirds, scales, zeros, c, end, N, pn, STEP, BN, GROUP)
     async_copy.commit_group()
     if PDL:
         wait_for_kernel_ahead()
+        launch_dependents()
     LOAD_X: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
     col = gl.arange(0, COLUMNS, gl.SliceLayout(1, LOAD_X))
     column = gl.arange(0, 64, gl.SliceLayout(0, LOAD_X))
@@ -230,7 +262,7 @@ def stream(
         free = gl.where(stage == 0, STAGES - 1, stage - 1)
         if i + STAGES - 1 < steps:
             later = _place(i + STAGES - 1, turn, steps, begin, end, KW)
-            _copy_weight(ws, ss, zs, free, at, scales, zeros, later, end, N, pn, STEP, BN, GROUP)
+            _copy_weight(ws, hs, ss, zs, free, at, thirds, scales, zeros, later, end, N, pn, STEP, BN, GROUP)
             _copy_x(xs, free, x_at, later, end, first, M, BM)
         async_copy.commit_group()
         T = ws.index(stage).load(ALL).reshape((R, 4, 2, WORDS // 2)).permute((0, 1, 3, 2))
@@ -244,30 +276,39 @@ def stream(
         if zero is not None and GROUP > 0:
             z0 = _zero_points(zs, stage * J, HALF, KIND, D)
             z1 = z0 if J == 1 else _zero_points(zs, stage * J + J - 1, HALF, KIND, D)
-        A = _decoded(low, z0, KIND, D, DOT)
+        h0 = None
+        h1 = None
+        if THREE:
+            H = hs.index(stage).load(_thirds_layout(R, WARPS))
+            h0 = gl.convert_layout(H.reshape((R, 4, 1)), HALF, assert_trivial=True)
+            h1 = h0 >> 16
+        A = _decoded(low, h0, z0, KIND, D, DOT)
         if GROUP == 0:
             one = warpgroup_mma(A, x0, acc, is_async=True)
-            B = _decoded(high, z1, KIND, D, DOT)
+            B = _decoded(high, h1, z1, KIND, D, DOT)
             one = warpgroup_mma(B, x1, one, is_async=True)
             acc, A, B = warpgroup_mma_wait(0, deps=[one, A, B])
         elif J == 1:
             one = warpgroup_mma(A, x0, nothing, use_acc=False, is_async=True)
-            B = _decoded(high, z1, KIND, D, DOT)
+            B = _decoded(high, h1, z1, KIND, D, DOT)
             one = warpgroup_mma(B, x1, one, is_async=True)
             factor = scale_value(ss.index(stage).load(ROW), "")
             product, A, B = warpgroup_mma_wait(0, deps=[one, A, B])
             acc = acc + product * factor[:, None]
         else:
             one = warpgroup_mma(A, x0, nothing, use_acc=False, is_async=True)
-            B = _decoded(high, z1, KIND, D, DOT)
+            B = _decoded(high, h1, z1, KIND, D, DOT)
             two = warpgroup_mma(B, x1, nothing, use_acc=False, is_async=True)
             s0 = scale_value(ss.index(2 * stage).load(ROW), "")
             s1 = scale_value(ss.index(2 * stage + 1).load(ROW), "")
             p0, p1, A, B = warpgroup_mma_wait(0, deps=[one, two, A, B])
             acc = acc + p0 * s0[:, None] + p1 * s1[:, None]
         stage = gl.where(stage == STAGES - 1, 0, stage + 1)
-    # rows of the result lie together
-    OUT: gl.constexpr = gl.BlockedLayout([1, 1], [32, 1], [WARPS, 1], [0, 1])
+    # Rows of the result lie together. Parts are added so many at a time: each time takes a trip to the L2.
+    MINE: gl.constexpr = BN * BM // (32 * WARPS) if BN * BM > 32 * WARPS else 1
+    ONCE: gl.constexpr = 8 if MINE <= 8 else (4 if MINE <= 16 else 2)
+    PARTS: gl.constexpr = gl.BlockedLayout([ONCE, 1, 1], [1, 32, 1], [1, WARPS, 1], [1, 2, 0])
+    OUT: gl.constexpr = gl.SliceLayout(0, PARTS)
     if KW > 1:
         rd = gl.arange(0, R, ROW) // BN
         cd = gl.arange(0, COLUMNS, gl.SliceLayout(0, MMA)) // BM
@@ -285,15 +326,10 @@ def stream(
         last = gl.atomic_add(locks + tile, 1, sem="acq_rel", scope="gpu") == splits - 1
         if last:
             total = gl.zeros([BN, BM], gl.float32, OUT)
-            for i in range(0, splits, 4):  # four at a time: each takes a trip to the L2
-                part_a = gl.load(corner + i * (BN * BM), cache_modifier=".cg")
-                part_b = gl.load(corner + gl.minimum(i + 1, splits - 1) * (BN * BM), cache_modifier=".cg")
-                part_c = gl.load(corner + gl.minimum(i + 2, splits - 1) * (BN * BM), cache_modifier=".cg")
-                part_d = gl.load(corner + gl.minimum(i + 3, splits - 1) * (BN * BM), cache_modifier=".cg")
-                total += part_a
-                total += gl.where(i + 1 < splits, part_b, 0.0)
-                total += gl.where(i + 2 < splits, part_c, 0.0)
-                total += gl.where(i + 3 < splits, part_d, 0.0)
+            part = gl.arange(0, ONCE, gl.SliceLayout(1, gl.SliceLayout(2, PARTS)))[:, None, None]
+            for i in range(0, splits, ONCE):
+                at_part = gl.expand_dims(corner, 0) + (i + part) * (BN * BM)
+                total += gl.sum(gl.load(at_part, mask=i + part < splits, other=0.0, cache_modifier=".cg"), 0)
             gl.store(locks + tile, 0)
     if last:
         n = pn * BN + r

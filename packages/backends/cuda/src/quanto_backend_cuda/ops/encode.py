@@ -18,10 +18,12 @@ from .weights import facts, raw_scale
 __all__ = ["casts", "dynamic_quantize", "pack", "quantize", "unpack"]
 
 
-# Tokens up to which the quantizer begins before the kernel ahead has ended. Then the product after it may begin that
-# early too, and find room on some multiprocessors only: 8192 x 28672, 256 tokens 154 us, and 120 one after the other;
-# 4096 x 4096, 1 token 8.1 and 10.5.
-_EARLY = 8
+# Tokens up to which the quantizer begins before the kernel ahead has ended, and lets the next one do so. Between eight
+# and 129, and where its blocks do not fit at once, the product after it would find room on some multiprocessors only
+# (int8, 256 tokens, us so and one after the other: 14336 x 4096 33.9 and 36.4, 8192 x 28672 128 and 110).
+_FEW, _MANY, _MANY_SIZE = 8, (129, 256), 8192
+# Bytes of a row that 256 threads keep.
+_KEPT = 1 << 16
 
 
 def casts(device: torch.device) -> bool:
@@ -87,14 +89,19 @@ def dynamic_quantize(x: Tensor, qtype: str, scale_dtype: torch.dtype, *, traced:
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
     block = max(1 << (size - 1).bit_length(), 16)
+    whole = block * x.element_size() <= _KEPT
     kind = facts(qtype, (), size).kind
-    pdl = rows.shape[0] <= _EARLY and dependent_launch(x.device) and not traced
+    pdl = _early(rows.shape[0], size) and dependent_launch(x.device) and not traced
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     launch(
         encode_tokens, (rows.shape[0],), rows, codes, scale, size, rows.stride(0), KIND=kind, CAST=casts(x.device),
-        BK=min(block, 16384), PDL=pdl, num_warps=8 if block > 1024 else 4, traced=traced, **options,
+        BK=block if whole else 4096, WHOLE=whole, PDL=pdl, num_warps=8 if block > 1024 else 4, traced=traced, **options,
     )  # fmt: skip
     return codes, scale
+
+
+def _early(tokens: int, size: int) -> bool:
+    return tokens <= _FEW or (_MANY[0] <= tokens <= _MANY[1] and size <= _MANY_SIZE)
 
 
 def pack(codes: Tensor, bits: int, *, traced: bool = False) -> Tensor:

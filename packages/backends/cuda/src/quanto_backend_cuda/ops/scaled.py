@@ -15,6 +15,7 @@ from ..runtime import dependent_launch, interpreted, launch, sm_count
 from ..tables import Tile, nearest
 from ..workspace import locks
 from . import check
+from . import product as products
 from .encode import casts
 from .weights import aligned, facts
 
@@ -67,8 +68,25 @@ def scaled_linear(
     tile = nearest("scaled", qtype, m, n, size, device)
     if out_scale is not None and x_qtype in _FLOAT8:
         tile = _HALVES_FEW if m <= 16 else _HALVES_MANY
-    start(aligned(x), xs, weight, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced, nonlinearity)
-    return out.reshape(shape)
+
+    def run(to: Tensor) -> Tensor:
+        start(aligned(x), xs, weight, bias, to, out_scale, x_qtype, qtype, block, token, tile, traced, nonlinearity)
+        return to
+
+    if not traced and _by_product(m, n, size, x_qtype, qtype, block, token, zero, out_scale, dtype, device):
+        given = (aligned(x), xs, *weight[:2], bias, out, qtype, nonlinearity)
+        if products.product(*given, lambda: run(torch.empty_like(out))):
+            return out.reshape(shape)
+    return run(out).reshape(shape)
+
+
+def _by_product(
+    m: int, n: int, size: int, x_qtype: str, qtype: str, block: list[int], token: bool, zero: Any, out_scale: Any,
+    dtype: torch.dtype, device: torch.device,
+) -> bool:  # fmt: skip
+    """Whether the kernel in Gluon takes the problem."""
+    known = products.takes(m, n, size, x_qtype, qtype, facts(qtype, block, size), token, dtype)
+    return known and zero is None and out_scale is None and products.serves(device)
 
 
 def start(
@@ -84,10 +102,16 @@ def start(
 
 
 def dissolves(x_codes: Tensor, *rest: Any) -> bool:
-    """Whether a traced call becomes a Triton kernel in the graph; tensor descriptors are made outside of graphs."""
+    """Whether a traced call becomes a Triton kernel in the graph.
+
+    Tensor descriptors are made outside of graphs, and Inductor knows no kernel in Gluon.
+    """
     n, size = rest[1].shape[0], x_codes.shape[-1]
     m = x_codes.numel() // max(size, 1)
-    return bool(m and n and size) and not nearest("scaled", rest[7], m, n, size, x_codes.device).tma
+    x_scale, _, _, zero, _, _, x_qtype, qtype, block, out_scale, dtype = rest[:11]
+    if _by_product(m, n, size, x_qtype, qtype, block, x_scale.ndim > 0, zero, out_scale, dtype, x_codes.device):
+        return False
+    return bool(m and n and size) and not nearest("scaled", qtype, m, n, size, x_codes.device).tma
 
 
 def _typed(x: Tensor, qtype: str) -> Tensor:

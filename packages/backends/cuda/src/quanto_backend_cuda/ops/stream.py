@@ -19,16 +19,15 @@ from ..workspace import locks
 from .trial import Trial, gluon
 from .weights import Facts, aligned
 
-__all__ = ["KERNEL", "TOKENS", "TRIAL", "serves", "start", "stream", "takes"]
+__all__ = ["KERNEL", "TOKENS", "TRIAL", "serves", "settle", "start", "stream", "takes"]
 
 #: its tables.
 KERNEL = "stream"
 #: up to which it is the fastest.
-TOKENS = 16
+TOKENS = 64
 #: what is known of the kernel.
 TRIAL = Trial("few tokens")
-# int2 is slower here (8192 x 28672: 37 us and 34, 16 tokens 46 and 38): a stage of it is small, its decoding is not.
-_KINDS = frozenset({"int8", "int4", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"})
+_KINDS = frozenset({"int8", "int4", "int3", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"})
 _HALVES = (torch.float16, torch.bfloat16)
 # Where a weight says which of its versions was read behind an ordinary kernel.
 _SEEN = "_quanto_cuda_seen"
@@ -37,7 +36,9 @@ _SEEN = "_quanto_cuda_seen"
 def takes(f: Facts, size: int, dtype: torch.dtype, zero: Tensor | None, scale: Tensor) -> bool:
     """Whether the kernel knows such a tiled weight with `size` columns, and such activations."""
     groups = f.group in (0, 64) or f.group % 128 == 0
-    zeros = zero is None or (f.kind == "int4" and zero.element_size() == 1 and f.group > 0)
+    zeros = zero is None or (
+        f.kind in ("int4", "int3", "int2") and not zero.is_floating_point() and zero.element_size() == 1 and f.group > 0
+    )
     known = f.kind in _KINDS and f.rows == 1 and scale.element_size() > 1
     return known and groups and zeros and dtype in _HALVES and size % 128 == 0
 
@@ -50,10 +51,12 @@ def serves(device: torch.device) -> bool:
 def stream(
     x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, qtype: str, block: Sequence[int]
 ) -> bool:
-    """Runs the kernel on contiguous tensors, weights tiled; False if it can't be used."""
+    """Runs the kernel on contiguous tensors, weights tiled; False if it can't be used, or another was faster there."""
     tile = nearest(KERNEL, qtype, x.shape[0], out.shape[1], x.shape[1], x.device)
+    if tile.kw == 0:
+        return False
     codes, scale, zero, shared = weight
-    _settle(codes, out)
+    settle(codes, out)
     given = (aligned(codes), aligned(scale), None if zero is None else aligned(zero), shared)
     rows = aligned(x)
     ragged = (x.shape[0] % tile.bm > 0, out.shape[1] % tile.bn > 0, x.shape[1] // 128 % tile.kw > 0)
@@ -63,7 +66,7 @@ def stream(
     return TRIAL.run(kind, lambda: start(rows, given, bias, f, out, tile), x, weight, bias, out, qtype, block)
 
 
-def _settle(codes: Tensor, out: Tensor) -> None:
+def settle(codes: Tensor, out: Tensor) -> None:
     """Puts an ordinary kernel between whatever wrote a weight and its first reader."""
     version = 0 if codes.is_inference() else codes._version
     if getattr(codes, _SEEN, None) != version:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
+from ..ops import product as products
 from ..ops import specialized, stream
 from ..ops.linear import FUSED_TOKENS
 from ..tables import Tile
@@ -16,6 +17,8 @@ from .problem import Problem
 
 __all__ = ["candidates"]
 
+# Bytes of shared memory that the ring of a block may take.
+_SHARED = 220 << 10
 # Blocks of threads, in multiples of an H100's 132 multiprocessors; 0: the input dimension is never split.
 _ONCE, _TWICE, _FOUR_TIMES, _EIGHT_TIMES = 132, 264, 528, 1056
 
@@ -27,6 +30,8 @@ def candidates(problem: Problem) -> list[Tile]:
         return [] if m < specialized.TOKENS else list(_specialized())
     if problem.kernel == stream.KERNEL:
         return [] if m > stream.TOKENS else list(_stream(m, problem.qtype))
+    if problem.kernel == products.KERNEL:
+        return [] if m < products.TOKENS else list(_product())
     if problem.kernel == "linear":
         return [] if m > FUSED_TOKENS else list(dict.fromkeys(_linear(m, problem.group)))
     found = [t for t in _few(m) if problem.qtype != "int4" or t.bk == 128] if m <= 64 else []
@@ -58,19 +63,38 @@ def _specialized() -> Iterator[Tile]:
         yield Tile(128, bm, stages=stages, blocks=blocks)
 
 
+def _product() -> Iterator[Tile]:
+    for (bn, bm, stages), blocks in product(((64, 128, 7), (128, 128, 6), (256, 128, 4), (128, 256, 4)), (0, _ONCE)):
+        yield Tile(bn, bm, stages=stages, blocks=blocks)
+
+
 def _stream(m: int, qtype: str) -> Iterator[Tile]:
-    """Ten tiles of 8 KB in flight at the most: eight-bit weights have room for fewer stages."""
+    """Eight-bit weights have room for fewer stages."""
     wide = qtype in ("int8", "float8_e4m3fn", "float8_e5m2")
     if m <= 8:
-        shapes = [(8, 8, 4), (16, 8, 8), (8, 16, 8), (16, 4, 4), (32, 4, 8), (64, 2, 8), (128, 1, 8), (64, 1, 4)]
+        shapes = [
+            (8, 8, 4),
+            (16, 8, 4),
+            (16, 8, 8),
+            (8, 16, 8),
+            (16, 4, 4),
+            (32, 4, 8),
+            (64, 2, 8),
+            (128, 1, 8),
+            (64, 1, 4),
+        ]
         for bn, kw, warps in shapes:
             if 8 <= kw * m <= 32:
-                for stages in (3, 4) if wide else (3, 4, 6):
+                for stages in (3, 4) if wide else (3, 4, 6, 8):
                     yield Tile(bn, m, kw, warps=warps, stages=stages)
                 yield Tile(bn, m, kw, warps=warps, stages=4, blocks=_FOUR_TIMES)
         return
-    for (bn, kw, warps), stages in product(((64, 1, 4), (128, 1, 8), (64, 2, 8), (128, 1, 4)), (3, 4, 6)):
-        for blocks in (0, _TWICE, _FOUR_TIMES):
+    shapes = [(64, 1, 4), (128, 1, 4), (128, 1, 8), (256, 1, 8)] + ([(64, 2, 8)] if m <= 16 else [])
+    for (bn, kw, warps), stages in product(shapes, (3, 4, 6, 8)):
+        stage = bn * kw * (128 if wide else 64) + 256 * m * kw
+        if stage * stages > _SHARED:
+            continue
+        for blocks in (0, _ONCE, _TWICE, _FOUR_TIMES):
             yield Tile(bn, m, kw, warps=warps, stages=stages, blocks=blocks)
 
 

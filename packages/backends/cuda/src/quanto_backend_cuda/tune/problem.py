@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from quanto import packing
 from quanto.qtypes import get_qtype
 
-from ..ops import linear, scaled, specialized, stream
+from ..ops import linear, product, scaled, specialized, stream
 from ..ops.weights import facts
 from ..tables import Tile
 from .timing import copies_for
@@ -29,7 +29,7 @@ class Problem:
     """One product.
 
     Attributes:
-        kernel: `"linear"`, `"stream"`, `"specialized"` or `"scaled"`.
+        kernel: `"linear"`, `"stream"`, `"specialized"`, `"scaled"` or `"product"`.
         qtype: of the weight.
         group: columns that share a scale; 0: a row.
         m, n, k: tokens, rows and columns.
@@ -51,6 +51,11 @@ class Problem:
     def x_qtype(self) -> str:
         """Of quantized activations."""
         return self.qtype if self.qtype.startswith("float8") else "int8"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether activations are."""
+        return self.kernel in ("scaled", product.KERNEL)
 
     @property
     def nbytes(self) -> int:
@@ -87,7 +92,7 @@ class Operands:
                 scale = _scales((p.n, groups), get_qtype(p.qtype).amax * p.k**0.5, p.dtype, device, generator)
             self._weights.append((codes, scale))
         self.out = torch.empty(p.m, p.n, dtype=p.dtype, device=device)
-        if p.kernel != "scaled":
+        if not p.quantized:
             self._x = torch.empty(p.m, p.k, dtype=p.dtype, device=device)
             if generator is not None:
                 self._x.normal_(generator=generator)
@@ -114,6 +119,10 @@ class Operands:
             start(self._x, (codes, scale, None, None), None, f, self.out, tile)
             return
         storage = codes.view(get_qtype(p.qtype).storage)
+        if p.kernel == product.KERNEL:
+            product.start(product.typed(self._x, p.qtype), self._xs, product.typed(storage, p.qtype), scale, None,
+                          self.out, tile)  # fmt: skip
+            return
         scaled.start(
             self._x, self._xs, (storage, scale, None), None, self.out, None, p.x_qtype, p.qtype, block, True, tile,
             False,
@@ -122,7 +131,7 @@ class Operands:
 
 def _width(p: Problem) -> int:
     """Bytes of a row: weight-only kernels read tiles, whole stretches of 128 columns."""
-    size = p.k if p.kernel == "scaled" else -(-p.k // 128) * 128
+    size = p.k if p.quantized else -(-p.k // 128) * 128
     return packing.packed_size(size, get_qtype(p.qtype).bits)
 
 
