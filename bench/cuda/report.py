@@ -20,6 +20,8 @@ def show(console: Console, found: dict[str, Any]) -> None:
         f"{found['gpu']}, torch {found['torch']}, triton {found['triton']}: read {limits['read_gbs'] / 1e3:.2f} TB/s, "
         f"bf16 {limits['bf16_tflops']:.0f} TFLOP/s"
     )
+    if any(row.get("run") for row in found["linear"]):
+        console.print("* of a run before, on such a GPU")
     for shape in dict.fromkeys((row["n"], row["k"]) for row in found["linear"]):
         console.print(_linear([row for row in found["linear"] if (row["n"], row["k"]) == shape], shape))
     table = Table("operator", "us", "GB/s", "of read", title="Other operators")
@@ -57,4 +59,5 @@ def _cell(row: Row | None) -> str:
     if "note" in row:
         return str(row["note"])[:40]
     rate = row["gbs"] if row["m"] < 64 else row["tflops"]
-    return f"{row['us']:.1f} ({rate:.0f}, {row['share']:.0%})"
+    mark = "*" if row.get("run") else ""
+    return f"{row['us']:.1f}{mark} ({rate:.0f}, {row['share']:.0%})"
