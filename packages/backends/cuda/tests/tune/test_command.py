@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from quanto.cli import main
+from quanto_backend_cuda.ops import product, specialized, stream
 from quanto_backend_cuda.tables import Tile, read_user_table
-from quanto_backend_cuda.tune.command import merged, plan, write
+from quanto_backend_cuda.tune.command import merged, plan, served, write
 from quanto_backend_cuda.tune.problem import Problem
 from quanto_backend_cuda.tune.search import Found
 
@@ -25,6 +26,31 @@ def test_plans_every_problem_few_tokens_first() -> None:
     ]
     assert [p.m for p in found] == [1] * 4 + [16] * 4
     assert {p.kernel for p in plan(["int4"], ["64x128"], [1], activations=True)} == {"scaled"}
+
+
+@pytest.mark.parametrize("hopper", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "qtype", "group", "tokens", "served_by"),
+    [
+        ("linear", "int4", 128, 1, "stream"),
+        ("linear", "int3", 128, 64, "stream"),
+        ("linear", "int4", 128, 65, "specialized"),
+        ("linear", "int3", 128, 256, "linear"),
+        ("linear", "mxfp4", 32, 1, "linear"),
+        ("scaled", "int8", 0, 256, "product"),
+        ("scaled", "int8", 0, 64, "scaled"),
+        ("scaled", "int4", 0, 256, "scaled"),
+    ],
+)
+def test_tunes_the_kernel_that_runs(
+    kernel: str, qtype: str, group: int, tokens: int, served_by: str, hopper: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (stream, specialized, product):
+        monkeypatch.setattr(module, "serves", lambda device: hopper)
+    problem = Problem(kernel, qtype, group, tokens, 4096, 4096)
+    found = served(problem, torch.device("cpu"))
+    assert found.kernel == (served_by if hopper else kernel)
+    assert (found.qtype, found.m, found.n, found.k) == (qtype, tokens, 4096, 4096)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +99,8 @@ def test_tunes(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "tiles.json"
     options = ["--weights", "int4", "--shape", "256x512", "--tokens", "1", "--minutes", "0.5"]
     assert main(["tune", *options, "--output", str(path)]) == 0
-    assert "linear int4 256x512, 1 token" in capsys.readouterr().out
+    kernel = served(Problem("linear", "int4", 128, 1, 256, 512), torch.device("cuda", 0)).kernel
+    assert f"{kernel} int4 256x512, 1 token" in capsys.readouterr().out
     (rows,) = read_user_table(path).values()
-    assert rows["linear/int4"][0]["m"] == 1
+    assert rows[f"{kernel}/int4"][0]["m"] == 1
     torch.cuda.synchronize()

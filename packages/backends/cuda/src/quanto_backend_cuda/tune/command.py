@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +14,14 @@ import typer
 
 from quanto._progress import track
 
+from ..ops import product, specialized, stream
+from ..ops.weights import facts
 from ..tables import gpu_name, read_user_table, slug, table_for, user_table
 from .compiling import Ahead
 from .problem import Problem
 from .search import Found, search
 
-__all__ = ["GROUPS", "merged", "plan", "tune", "write"]
+__all__ = ["GROUPS", "merged", "plan", "served", "tune", "write"]
 
 #: columns that share a scale, where most users have them; other qtypes have a scale per row.
 GROUPS = {"int4": 128, "int3": 128, "int2": 128, "nf4": 64, "fp4": 64, "mxfp4": 32}
@@ -57,6 +60,7 @@ def tune(
         raise ValueError(f"--device {device}: there is no such GPU here, and only GPUs are tuned")
     if (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {device}: this machine has {torch.cuda.device_count()}")
+    problems = [served(problem, chosen) for problem in problems]
     path = user_table() if output is None else output
     before = read_user_table(path)
     ahead = Ahead(chosen)
@@ -94,6 +98,20 @@ def plan(weights: list[str], shapes: list[str], tokens: list[int], activations: 
         for n, k in map(_parsed, shapes):
             made += [Problem(kernel, name, 0 if activations else GROUPS.get(name, 0), count, n, k) for name in weights]
     return made
+
+
+def served(problem: Problem, device: torch.device) -> Problem:
+    """The problem, of the kernel that runs it on the device."""
+    p, f = problem, facts(problem.qtype, [1, problem.group or problem.k], problem.k)
+    if p.kernel == "scaled":
+        known = product.takes(p.m, p.n, p.k, p.x_qtype, p.qtype, f, True, p.dtype) and product.serves(device)
+        return replace(p, kernel=product.KERNEL) if known else p
+    scale = torch.empty(0, dtype=p.dtype)
+    if p.m <= stream.TOKENS and stream.takes(f, p.k, p.dtype, None, scale) and stream.serves(device):
+        return replace(p, kernel=stream.KERNEL)
+    if p.m >= specialized.TOKENS and specialized.takes(f, p.k, p.dtype, None, scale) and specialized.serves(device):
+        return replace(p, kernel=specialized.KERNEL)
+    return p
 
 
 def _parsed(shape: str) -> tuple[int, int]:
