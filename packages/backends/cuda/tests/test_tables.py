@@ -99,3 +99,17 @@ def test_tiles_are_written_without_their_defaults() -> None:
     tile = Tile(16, 2, 8, blocks=264)
     assert tile.to_dict() == {"bn": 16, "bm": 2, "kw": 8, "blocks": 264}
     assert Tile(**tile.to_dict()) == tile
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 9, 16, 17, 33, 64])
+@pytest.mark.parametrize(("n", "k"), [(16, 128), (1024, 4096), (4096, 14336), (14336, 4096), (8192, 28672)])
+def test_rings_fit_in_the_shared_memory_of_hopper(tokens: int, n: int, k: int) -> None:
+    for qtype, row in (("int8", 128), ("float8_e5m2", 128), ("int4", 64), ("nf4", 64), ("int3", 48), ("int2", 32)):
+        t = nearest("stream", qtype, tokens, n, k, CPU)
+        if t.kw:
+            assert t.bm >= tokens, f"{qtype}: the weight is read more than once"
+            scales = 2 * (2 if qtype == "nf4" else 1)
+            assert t.stages * t.kw * (t.bn * (row + scales) + t.bm * 256) + t.bn * t.bm * 4 * (t.kw > 1) <= 227 << 10
+    for qtype in ("int8", "float8_e4m3fn", "float8_e5m2"):
+        t = nearest("product", qtype, 129 + tokens, n, k, CPU)
+        assert t.stages * (t.bn + t.bm) * 128 + t.bm * min(t.bn, 16384 // t.bm) * 2 + 1024 <= 227 << 10
