@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,3 +48,13 @@ def test_rows_belong_to_output_channels(arrangement: str) -> None:
     channel += 1
     rows = Slot(quanto.Scheme("int8"), shape, torch.float32, arrangement).rows(parameter)
     assert torch.equal(rows.sum(1), torch.tensor([0, 0, 24.0, 0, 0, 0]))
+
+
+def test_what_it_says_of_its_scheme_follows_the_scheme() -> None:
+    slot = Slot(quanto.Scheme("int4"), (4, 8), torch.float32)
+    assert (slot.activations, slot.rank) == (None, None)
+    slot.scheme = quanto.Scheme("int8", "int8")
+    assert slot.activations == "int8"
+    slot.scheme = quanto.Scheme("int4", rank=2)
+    other = pickle.loads(pickle.dumps(replace(slot, key="k")))
+    assert (other.activations, other.rank, other.key) == (None, 2, "k")

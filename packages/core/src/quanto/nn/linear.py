@@ -71,10 +71,10 @@ class QLinear(QModule, nn.Linear):
             slot.key,
         )
         bias = p["bias"] if "bias" in p else self.bias  # noqa: SIM401 - a default would be looked up every time
-        if slot.scheme.activations is None:
+        if slot.activations is None:
             y = ops.linear(x, w, bias)
-            return y if slot.scheme.rank is None else correction.corrected(self, x, y)
-        return self._quantized(x, w, bias, slot.scheme.activations)
+            return y if slot.rank is None else correction.corrected(self, x, y)
+        return self._quantized(x, w, bias, slot.activations)
 
     def _quantized(self, x: Tensor, w: Weight, bias: Tensor | None, qtype: str) -> Tensor:
         scale = static_scale(self)

@@ -39,6 +39,8 @@ class Slot:
         arrangement: `"rows"` for `[…, out, in]`, `"flatten"` for convolutions `[out, …]`, `"transposed_flatten"` for
             transposed convolutions `[in, out, …]`, `"transposed"` for `[…, in, out]`.
         qtype, block_size, size, key, layout: of the frozen weight (see `quanto.weight.Weight`).
+        activations, rank: of the scheme. A compiled forward pass that read them there would compare schemes at each
+            call, layer by layer.
     """
 
     scheme: Scheme
@@ -50,6 +52,13 @@ class Slot:
     size: int = 0
     key: str = ""
     layout: str = field(default=CANONICAL)
+    activations: str | None = field(init=False, repr=False, compare=False)
+    rank: int | None = field(init=False, repr=False, compare=False)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, Scheme):
+            self.activations, self.rank = value.activations, value.rank
 
     def rows(self, parameter: Tensor) -> Tensor:
         """The parameter as rows whose last dimension is contracted."""
