@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import quanto
-from quanto.quantizers.hqq import _outliers
+from quanto.quantizers.hqq import _kept
 
 
 @pytest.mark.parametrize("qtype", [name for name, q in sorted(quanto.qtypes.items()) if q.is_integer])
@@ -34,7 +34,7 @@ def test_every_qtype(qtype: str, dtype: torch.dtype) -> None:
 
 
 def test_only_large_residuals_are_outliers() -> None:
-    found = _outliers(torch.tensor([-2.0, -0.1, 0.0, 0.1, 2.0]))
-    assert found.tolist()[1:4] == [0.0, 0.0, 0.0]
+    found = _kept(torch.tensor([-2.0, -0.1, 0.0, 0.1, 2.0]))
+    torch.testing.assert_close(found[1:4], torch.tensor([-0.1, 0.0, 0.1]))
     assert found[4] == -found[0]
-    assert 1.7 < found[4] < 2
+    assert 0.1 < found[4] < 0.5

@@ -25,9 +25,9 @@ def limits(qtype: QType) -> tuple[float, float]:
 
 
 def nearest(values: Tensor, qtype: QType) -> Tensor:
-    """The element of `qtype` nearest to each of `values` (floating; integers are rounded in place)."""
+    """The element of `qtype` nearest to each of `values`, floating."""
     if qtype.is_integer:
-        return values.round_().clamp_(qtype.qmin, qtype.qmax)
+        return values.round().clamp_(qtype.qmin, qtype.qmax)
     if qtype.table is not None:
         table = torch.tensor(sorted(set(qtype.table)), dtype=values.dtype, device=values.device)
         found = torch.bucketize(values, (table[1:] + table[:-1]) / 2, out_int32=True)

@@ -20,7 +20,7 @@ __all__ = ["Robust", "fit"]
 
 _CHUNK = 1 << 18  # elements searched at a time: a few of them stay in a core's cache
 
-#: what to take for outliers: residuals in steps of the grid (to be edited in place) to the part that is ignored
+#: what is kept of residuals in steps of the grid (to be edited in place), the rest being taken for outliers
 Robust = Callable[[Tensor], Tensor]
 
 
@@ -62,8 +62,8 @@ def fit(
             of each input, `[in]`.
         starts: where the search starts: parts of the range that min/max would cover.
         steps: of least squares from each start.
-        robust: given residuals in steps of the grid, the part of each that is an outlier, which the next least squares
-            leaves out; errors are then compared by their absolute values instead of squares.
+        robust: given residuals in steps of the grid, the part of each that is no outlier, which the next least squares
+            are to meet; errors are then compared by their absolute values instead of squares.
         plain: whether what absmax or min/max would choose is among the candidates, so that nothing is worse than that.
 
     Returns:
@@ -99,8 +99,7 @@ def _first(x: Tensor, w: Tensor | None, target: Target, p: Parameters, part: sli
     scale = p.scale.reshape(-1, 1)[part].to(x.dtype)
     scale = scale if p.global_scale is None else scale * p.global_scale.to(x.dtype)
     zero = None if p.zero_point is None else p.zero_point.reshape(-1, 1)[part].to(x.dtype)
-    step = _symmetric if target.symmetric else _affine
-    return _Best(step(x, w, scale, zero, target, robust, last=True)[0], scale, zero)
+    return _Best(_step(x, w, scale, zero, target, robust, last=True)[0], scale, zero)
 
 
 def _plain(x: Tensor, target: Target) -> Parameters:
@@ -123,12 +122,11 @@ def _search(
     robust: Robust | None,
     best: _Best | None,
 ) -> _Best:
-    step = _symmetric if target.symmetric else _affine
     for part in starts:
         scale, zero = _start(x, target, part)
         for left in range(steps, -1, -1):
             scale, zero = _stored(scale, zero, target, shared)
-            error, scale_next, zero_next = step(x, w, scale, zero, target, robust, last=not left)
+            error, scale_next, zero_next = _step(x, w, scale, zero, target, robust, last=not left)
             best = _Best(error, scale, zero) if best is None else best.update(error, scale, zero)
             scale, zero = scale_next, zero_next
     assert best is not None
@@ -161,7 +159,7 @@ def _stored(scale: Tensor, zero: Tensor | None, target: Target, shared: Tensor |
     return scale, None if zero is None else round_zero(zero, target.qtype, target.zero_dtype)
 
 
-def _symmetric(
+def _step(
     x: Tensor,
     w: Tensor | None,
     scale: Tensor,
@@ -169,67 +167,53 @@ def _symmetric(
     target: Target,
     robust: Robust | None,
     last: bool = False,
-) -> tuple[Tensor, Tensor, None]:
-    """The error of parameters, and unless `last` the least-squares scale for the codes they lead to."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The error of parameters, and unless `last` the least squares for the codes they lead to.
+
+    In steps of the grid a value is its code, less the zero point, plus a residual. So the line through codes and values
+    has the slope `scale * (1 + cov(code, residual) / var(code))`, and sums over codes and residuals are all it takes.
+    """
     steps = x / scale
-    codes = nearest(steps.clone() if robust else steps, target.qtype)
-    error, wanted = _judge(x, w, codes, steps, scale, robust, last)
-    if last:
-        return error, scale, None
-    return error, _slope(codes, wanted, w, scale)[0], None
-
-
-def _affine(
-    x: Tensor,
-    w: Tensor | None,
-    scale: Tensor,
-    zero: Tensor | None,
-    target: Target,
-    robust: Robust | None,
-    last: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with a zero point: the line through codes and values, `x = scale * (code - zero)`."""
-    assert zero is not None
-    steps = (x / scale).add_(zero)
-    codes = nearest(steps.clone() if robust else steps, target.qtype)
-    error, wanted = _judge(x, w, codes, steps, scale, robust, last, zero)
+    if zero is not None:
+        steps.add_(zero)
+    codes = nearest(steps, target.qtype)
+    residual = steps.sub_(codes)
+    if robust is None:
+        error = _dot(residual, residual, w) * scale.square()
+    else:
+        error = _sum(residual.abs(), w) * scale
     if last:
         return error, scale, zero
+    kept = residual if robust is None else robust(residual)
+    squares, products = _dot(codes, codes, w), _dot(codes, kept, w)
+    if zero is None:
+        return error, _slope(products, squares, squares, scale)[0], None
     count = float(x.shape[-1]) if w is None else w.sum(-1, keepdim=True)
-    mean_code, mean = _sum(codes, w) / count, _sum(wanted, w) / count
-    fitted, usable = _slope(codes - mean_code, wanted, w, scale)
-    shifted = torch.where(usable, mean_code - mean / fitted, zero)
+    code, rest = _sum(codes, w) / count, _sum(kept, w) / count  # means
+    fitted, usable = _slope(products - count * code * rest, squares - count * code.square(), squares, scale)
+    shifted = torch.where(usable, code - (code + rest - zero) * (scale / fitted), zero)
     if target.zero_dtype != torch.int8:
         return error, fitted, shifted
     shifted = round_zero(shifted, target.qtype, torch.int8)
-    return error, _slope(codes.sub_(shifted), wanted, w, scale)[0], shifted
+    # the same for a line through a zero point that is whole: sums of (code - shifted) * (code - zero + kept)
+    whole = squares - 2 * count * code * shifted + count * shifted.square()
+    found = products - count * rest * shifted + (shifted - zero) * count * (code - shifted)
+    return error, _slope(found, whole, squares, scale)[0], shifted
 
 
-def _judge(
-    x: Tensor,
-    w: Tensor | None,
-    codes: Tensor,
-    steps: Tensor,
-    scale: Tensor,
-    robust: Robust | None,
-    last: bool,
-    zero: Tensor | float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """The error of each block, and the values that the next least squares are to meet."""
-    if robust is None:
-        return _sum(((codes - zero) * scale).sub_(x).square_(), w), x
-    residual = steps.sub_(codes)
-    error = _sum(residual.abs(), w) * scale
-    return error, x if last else x - robust(residual).mul_(scale)
+def _slope(products: Tensor, squares: Tensor, size: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """`scale * (1 + products / squares)`, and where that is a positive number; the scale elsewhere.
 
-
-def _slope(codes: Tensor, x: Tensor, w: Tensor | None, otherwise: Tensor) -> tuple[Tensor, Tensor]:
-    """`sum(w c x) / sum(w c c)`, and where that is a positive number; `otherwise` elsewhere."""
-    weighted = codes if w is None else codes * w
-    slope = (weighted * x).sum(-1, keepdim=True) / (weighted * codes).sum(-1, keepdim=True)
-    usable = (slope > 0) & slope.isfinite()
-    return torch.where(usable, slope, otherwise), usable
+    Squares that are nothing beside `size`, those that they were the difference of, are what rounding left of zero.
+    """
+    slope = scale * (1 + products / squares)
+    usable = (slope > 0) & slope.isfinite() & (squares > 1e-5 * size)
+    return torch.where(usable, slope, scale), usable
 
 
 def _sum(values: Tensor, w: Tensor | None) -> Tensor:
     return (values if w is None else values * w).sum(-1, keepdim=True)
+
+
+def _dot(a: Tensor, b: Tensor, w: Tensor | None) -> Tensor:
+    return _sum(a * b, w)
