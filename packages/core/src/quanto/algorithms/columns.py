@@ -43,7 +43,7 @@ def round_columns(
     # The upper Cholesky factor of the inverse: its row i says how the error of column i spreads to the later ones.
     factor = cholesky(hessian)
     del hessian  # each of these is as large as a layer is wide, squared
-    factor = torch.cholesky_inverse(factor)
+    torch.cholesky_inverse(factor, out=factor)
     factor = cholesky(factor).mT.contiguous()
     elements = torch.empty_like(work)
     for start in range(0, len(work), _COLUMNS):

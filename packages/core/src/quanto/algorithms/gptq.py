@@ -137,8 +137,9 @@ class GPTQ(Step):
         damped.diagonal(dim1=-2, dim2=-1).add_(self.damping * mean)
         wanted = weight
         if found.cross is not None:
-            difference = times(weight, found.cross - hessian)
-            wanted = weight + self.correct * solve(difference, cholesky(damped))
+            difference = times(weight, found.cross).sub_(times(weight, hessian))
+            wanted = solve(difference, cholesky(damped)).mul_(self.correct).add_(weight)
+            del difference
         parameters = fit(wanted, target, each_row(damped.diagonal(dim1=-2, dim2=-1), len(weight)))
         elements, floats = round_columns(wanted, damped, target, parameters, self.act_order)
         for again in range(1 + self.sweeps):

@@ -78,12 +78,10 @@ class Moments:
     def add(self, x: Tensor, original: Tensor | None = None) -> None:
         """Takes inputs `[tokens, in]` or `[groups, tokens, in]` and, of the float model, as many."""
         x = x.float()
-        new = x.mT @ x
-        self.hessian = new if self.hessian is None else self.hessian.add_(new)
+        self.hessian = _added(self.hessian, x, x)
         self.tokens += x.shape[-2]
         if original is not None:
-            crossed = original.float().mT @ x
-            self.cross = crossed if self.cross is None else self.cross.add_(crossed)
+            self.cross = _added(self.cross, original.float(), x)
 
     def finish(self) -> Moments:
         """Turns sums into means."""
@@ -91,6 +89,13 @@ class Moments:
             if tensor is not None:
                 tensor.div_(max(self.tokens, 1))
         return self
+
+
+def _added(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """`total + a^T b`, in place: a second matrix as large would be the largest thing in memory."""
+    if total is None:
+        return a.mT @ b
+    return total.addmm_(a.mT, b) if total.ndim == 2 else total.baddbmm_(a.mT, b)
 
 
 @torch.no_grad()
