@@ -150,3 +150,35 @@ def test_a_model_that_draws_no_text_needs_data() -> None:
     with pytest.raises(ValueError, match="give batches"):
         Pipeline("gptq").run(model)
     assert not model[0].frozen
+
+
+class _Encoder(nn.Module):
+    """Tokens that attend to both sides under a mask, and one vector for all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 32)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(32, 2, 64, 0.0, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, tokens: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=padding)
+        kept = ~padding[..., None]
+        out: torch.Tensor = self.head((x * kept).sum(1) / kept.sum(1))
+        return out
+
+
+def test_an_encoder_with_padding(batches: list[torch.Tensor]) -> None:
+    torch.manual_seed(0)
+    model = _Encoder().eval()
+    samples = [{"tokens": b, "padding": torch.arange(32) >= torch.tensor([[32], [20], [9], [5]])} for b in batches]
+    errors = []
+    for steps in ((), ("gptq",)):
+        found = quanto.quantized(model, "int3", group_size=16)
+        Pipeline(*steps).run(found, samples) if steps else quanto.freeze(found)
+        assert not any(isinstance(m, quanto.nn.QModule) and not m.frozen for m in found.modules())
+        with torch.no_grad():
+            errors.append(sum(float((found(**s) - model(**s)).square().mean()) for s in samples))
+    assert errors[1] < 0.7 * errors[0]

@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from .. import reference
 from ..nn.base import QModule
-from ..quantizers import fit, get_quantizer
+from ..quantizers import fit
 from ..tensor.quantize import make_target
 from .absorb import find_absorber, scale_inputs
 from .statistics import Moments, input_groups, moments
 from .step import Block, Step, adopt
+from .trial import rounded
 
 __all__ = ["AWQ"]
 
@@ -73,17 +72,10 @@ class AWQ(Step):
     def _error(layers: list[QModule], scale: Tensor, hessian: Tensor) -> float:
         total = 0.0
         for layer in layers:
-            slot = layer._slots["weight"]
             weight = layer._parameters["weight"]
             assert weight is not None
             rows = weight.detach().float() * scale
-            scheme = slot.scheme
-            target = make_target(scheme, scheme.block_size(tuple(rows.shape)), weight.dtype)
-            target = replace(target, zero_dtype=torch.int8)
-            p = get_quantizer("absmax" if target.symmetric else "minmax").parameters(rows, target)
-            codes = reference.quantize(rows, *p, target.qtype.name, target.block_size)
-            values = reference.dequantize(codes, *p, target.qtype.name, target.block_size, rows.shape[1], torch.float32)
-            error = (values - rows) / scale
+            error = (rounded(layer, rows) - rows) / scale
             total += float(((error @ hessian) * error).sum())
         return total
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..model import arrange
 from ..nn.base import QModule
+from ..nn.handover import before_calibration
 from .progress import Progress
 from .resume import Store
 from .samples import generate_samples
@@ -77,7 +78,7 @@ class Pipeline:
             raise ValueError("nothing to calibrate: call quanto.quantize(model, …) first, and don't freeze it")
         samples = _drawn(model, progress) if batches is None else list(batches)
         store = None if resume is None else Store(Path(resume), model, samples, self.steps)
-        with calm(model), torch.no_grad():
+        with calm(model), torch.no_grad(), before_calibration():
             for step in self.steps:
                 step.prepare(model)
             chain = find_chain(model)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +17,19 @@ from .activations import fake_quantize_activation
 if TYPE_CHECKING:
     from .base import QModule
 
-__all__ = ["finish", "static_scale"]
+__all__ = ["before_calibration", "finish", "static_scale"]
+
+_early: ContextVar[bool] = ContextVar("quanto_before_calibration", default=False)
+
+
+@contextmanager
+def before_calibration() -> Iterator[None]:
+    """Static inputs that have no scale yet take dynamic ones meanwhile: for what runs a model in order to change it."""
+    token = _early.set(True)
+    try:
+        yield
+    finally:
+        _early.reset(token)
 
 
 def static_scale(module: QModule) -> Tensor | None:
@@ -23,7 +38,7 @@ def static_scale(module: QModule) -> Tensor | None:
     Raises:
         RuntimeError: if the scheme is static and the module was never calibrated.
     """
-    if module.input_scale is None and module.scheme.dynamic is False and module.quantizes_input:
+    if module.input_scale is None and module.scheme.dynamic is False and module.quantizes_input and not _early.get():
         raise RuntimeError(
             f"{type(module).__name__} has static {module.scheme.activations} activations but no input_scale: run "
             "`with quanto.Calibration(): model(batch)` first, or use Scheme(dynamic=None) for scales at run time"
