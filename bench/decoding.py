@@ -4,7 +4,8 @@
 Four times, from what a user sees to what the GPU does: a token of `generate`; one of `generate` with quanto's loop; one
 of the compiled forward pass called in a bare loop; and the kernels of one forward pass, by what they compute. The loop
 of transformers waits for the GPU once a token, so that its Python and the guards of torch.compile add to the kernels'
-time; quanto's (`quanto_transformers.decode_ahead`) does not, and has Inductor's kernels begin early on Hopper.
+time; quanto's (`quanto_transformers.decode_ahead`) does not. With it Inductor's kernels begin early on Hopper, by an
+option of torch that is off by default.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch
 __all__ = ["decode", "kind"]
 
 _PROMPT = 16
+#: CUDA graphs, as transformers asks for, and programmatic dependent launch.
+_EARLY = {"triton.cudagraphs": True, "triton.enable_pdl": True}
 _BATCH = 12  # calls of the bare loop between two looks at the clock
 # A kernel's kind by a word in its name, the first that is found; the rest are Inductor's norms and elementwise kernels.
 _KINDS = {
@@ -58,7 +61,7 @@ def _wait() -> None:
 
 def _generate(model: Any, count: int, loop: Callable[..., Any] | None = None) -> float:
     """Milliseconds: the median from token to token on the GPU's clock, without the first quarter."""
-    from transformers import StoppingCriteria, StoppingCriteriaList
+    from transformers import CompileConfig, StoppingCriteria, StoppingCriteriaList
 
     class Clock(StoppingCriteria):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -79,6 +82,9 @@ def _generate(model: Any, count: int, loop: Callable[..., Any] | None = None) ->
         cache_implementation="static",
         stopping_criteria=StoppingCriteriaList([clock]),
         custom_generate=loop,
+        compile_config=None
+        if loop is None or not torch.cuda.is_available()
+        else CompileConfig(mode=None, options=_EARLY),
         pad_token_id=0,
     )
     _wait()

@@ -84,7 +84,7 @@ def test_what_is_left_to_transformers(model: Any) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_compiled_texts_are_the_same(saved: Saved) -> None:
-    """With graphs, and where the GPU can with kernels that begin early; once more with both turned off."""
+    """With CUDA graphs, which are replayed before the host has seen the token."""
     folder = saved("llama", torch.bfloat16)
     model = auto_class("llama").from_pretrained(folder, quantization_config=QuantoConfig("int8"), device_map="cuda")
     ids = torch.randint(3, 300, (2, 9), device="cuda")

@@ -22,9 +22,8 @@ def decode_ahead(
 ) -> Any:
     """What `generate(…, custom_generate=decode_ahead)` calls: the texts of transformers' own loop, sooner.
 
-    Where the GPU can (Hopper and later) and no `compile_config` is given, Inductor's kernels begin before the ones
-    ahead of them have ended. Whatever else `generate` may return, encoders and a cache of the caller's are left to the
-    loop of transformers, which gives no `streamer` to any other.
+    Whatever else `generate` may return, encoders and a cache of the caller are left to the loop of transformers, which
+    gives no `streamer` to any other.
 
     Args:
         model: that generates.
@@ -53,7 +52,7 @@ def decode_ahead(
         )
     forward = model.__call__
     if model._valid_auto_compile_criteria(given, config):
-        forward = model.get_compiled_call(config.compile_config or _compiling(model.device))
+        forward = model.get_compiled_call(config.compile_config)
     padding = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     pad = config._pad_token_tensor.to(input_ids.device) if padding else None
     going = torch.ones(input_ids.shape[0], dtype=torch.long, device=input_ids.device)
@@ -100,15 +99,3 @@ class _Late:
             if self._calls > 1:
                 self._events[before].synchronize()
         return bool(self._slots[before])
-
-
-def _compiling(device: torch.device) -> Any:
-    """How the forward pass is compiled: graphs and, on Hopper and later, programmatic dependent launch."""
-    from transformers import CompileConfig
-
-    begins_early = (
-        device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 9
-    )
-    if not begins_early:
-        return None
-    return CompileConfig(mode=None, options={"triton.cudagraphs": True, "triton.enable_pdl": True})
