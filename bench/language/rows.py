@@ -22,6 +22,12 @@ __all__ = ["Row", "bits_per_weight", "build", "rows"]
 SEED = 0
 FREE = ("absmax", "minmax", "mse", "hqq", "mse int", "hqq int")  # int: with whole zero points
 CALIBRATED = ("awq", "gptq", "autoround", "best")
+FINE = 64  # group size of 8-bit weights where a scale per channel is too coarse
+#: qtype of weights and activations -> the pipelines that are tried
+DYNAMIC: dict[str, tuple[tuple[str, ...], ...]] = {
+    "int8": ((), ("smooth",), ("smooth", "gptq")),
+    "float8": ((), ("gptq",), ("smooth", "gptq"), ("gptq", "tune")),
+}
 #: what the samples of a calibrated row are: the first sample text, text that the model draws, all texts and drawn ones
 TEXT, DRAWN, MIXED = "", "drawn", "mixed"
 
@@ -79,12 +85,15 @@ def rows(groups: Mapping[int, int | None], planned: Sequence[float], peers: bool
                 out += [Row(f"{named} {step} ({data})", _fields(fields), (step,), data) for step in ("gptq", "best")]
     for bits_each in planned:
         out += [Row(f"planned {bits_each:g} {s}", steps=(s,), planned=bits_each) for s in ("hqq", "gptq", "best")]
+    grouped = {"weights": "int8", "scale_dtype": "float16", "group_size": FINE}
+    out += [Row(f"int8 g{FINE} {name}", _fields({**grouped, "algorithm": name})) for name in ("absmax", "mse")]
     for qtype in ("int8", "float8"):
         both = _fields({"weights": qtype, "activations": qtype, "dynamic": True})
-        out.append(Row(f"{qtype} x {qtype} dynamic", both))
+        ways = DYNAMIC[qtype]
+        out += [Row(" ".join((f"{qtype} x {qtype} dynamic", *steps)), both, steps) for steps in ways]
     still = _fields({"weights": "int8", "activations": "int8"})
-    out.append(Row("int8 x int8 static", still, static=True))
-    out.append(Row("int8 x int8 static smooth", still, ("smooth",), static=True))
+    for steps in ((), ("smooth",), ("smooth", "gptq")):
+        out.append(Row(" ".join(("int8 x int8 static", *steps)), still, steps, static=True))
     return out + [Row(label, peer=True) for label in PEERS if peers]
 
 

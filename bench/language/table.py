@@ -45,7 +45,8 @@ def table(result: dict[str, Any]) -> str:
         words = label.split()
         start = " ".join(words[:2] if len(words) > 1 and words[1][:1] == "g" else words[:1])
         plain = result["rows"].get(f"{start} minmax", {}).get("loss")
-        comparable = plain and label.startswith("int") and " x " not in label
+        # at 8 bits losses are as small as their noise
+        comparable = plain and label.startswith("int") and not label.startswith("int8") and " x " not in label
         cells = [label, f"{row['bits']:.2f}", f"{math.exp(base + row['loss']):.2f}", f"{math.exp(row['loss']):.4f}"]
         cells += [f"{row['loss']:.4f}", f"{1 - row['loss'] / plain:.0%}" if comparable else ""]
         cells += [f"{row['whole'][name]:.4f}" if name in row.get("whole", {}) else "" for name in whole]
