@@ -31,10 +31,10 @@ class Plan:
     tokens: tuple[int, ...] = (1, 8, 128, 512)
     sweep_tokens: int = 128
     threads: tuple[int, ...] = (1, 2)
-    rounds: tuple[tuple[int, int], ...] = ((1, 7), (8, 4), (128, 3), (512, 2))
+    rounds: tuple[tuple[int, int], ...] = ((1, 7), (8, 4), (128, 3), (512, 3))
     megabytes: int = 128
     slow: float = 1.0
-    budget: float = 1.2
+    budget: float = 2.5
     only: str = ""
 
     def rounds_for(self, tokens: int) -> int:
