@@ -28,8 +28,8 @@ QUANTO_INLINE inline void multiply_quad(const int32_t* x, const uint8_t* quads, 
   });
 }
 
-// How often loops over quads are unrolled: twice takes 6 % less time for int4 and 1 to 3 % less for int8 on AVX2; on AVX-512,
-// whose sums leave no register free, half as much again.
+// How often loops over quads are unrolled: twice takes 6 % less time for int4 and 1 to 3 % less for int8 on AVX2, but half as
+// much again on AVX-512, where sums leave no register free.
 constexpr int kUnrolled = V::kRegisters == 2 ? 2 : 1;
 
 // A block of activations: quads with their scales and sums, and the quads that come a second time.
