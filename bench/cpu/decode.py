@@ -72,7 +72,7 @@ def main() -> None:
     name = place.name if isinstance(place, Path) else place
     found: dict[str, Any] = {"machine": machine(), "model": name, "profile": options.profile}
     found |= {"threads": options.threads, "torch": torch.__version__, "joined": options.join, "rows": _rows(runs)}
-    marks = [options.profile, f"{options.threads}-threads", *(["head"] if options.head else [])]
+    marks = [options.profile, f"{options.threads}-threads", *(m for m in ("head", "compile") if getattr(options, m))]
     path = RESULTS / f"cpu-decode-{name}-{'-'.join(marks)}.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
