@@ -90,6 +90,18 @@ def test_floating_inputs_where_nothing_else_serves(tiny: Any, batches: list[torc
     assert {m.scheme.dynamic for m in kept.modules() if isinstance(m, quanto.nn.QModule)} == {False}
 
 
+def test_layers_behind_one_norm_settle_by_their_own_schemes(tiny: Any, batches: list[torch.Tensor]) -> None:
+    fixed, free, none = (
+        quanto.Scheme("int8", a, dynamic=d) for a, d in [("int8", False), ("int8", True), (None, None)]
+    )
+    for gate, up, want in [(fixed, free, ["int8", None]), (free, fixed, [None, "int8"]), (none, free, [None, None])]:
+        model = quanto.quantize(tiny(), "int8", include="blocks.*", rules={"*.gate": gate, "*.up": up})
+        Pipeline(SmoothQuant(least=90.0)).run(model, batches)
+        block = model.blocks[0]
+        assert [block.gate.scheme.activations, block.up.scheme.activations] == want
+        assert all(m.scheme.dynamic is False for m in (block.gate, block.up) if m.scheme.activations)
+
+
 def test_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match=r"strength must be in \[0, 1\], got -1"):
         SmoothQuant(-1)

@@ -79,7 +79,12 @@ class SmoothQuant(Step):
                 scale = self._best(members, inputs, absorber)
                 scale_inputs(absorber, members, scale)
                 inputs = inputs.scaled(1 / scale)
-            self._settle(block, group, members, inputs)
+            alike: dict[tuple[str | None, bool | None], list[str]] = {}
+            for name in group:
+                scheme = layers[name].scheme
+                alike.setdefault((scheme.activations, scheme.dynamic), []).append(name)
+            for names in alike.values():
+                self._settle(block, names, [layers[name] for name in names], inputs)
 
     def _best(self, members: list[QModule], inputs: SampledInputs, absorber: Absorber) -> Tensor:
         """What columns of weights are multiplied by, `[in]` float32."""
@@ -106,7 +111,7 @@ class SmoothQuant(Step):
         return best
 
     def _settle(self, block: Block, group: list[str], members: list[QModule], inputs: SampledInputs) -> None:
-        """Chooses between static scales, dynamic ones and floating inputs, for layers that read one tensor together."""
+        """Chooses static scales, dynamic ones or floating inputs, for layers of one scheme that read one tensor."""
         scheme = members[0].scheme
         if scheme.activations is None or scheme.dynamic is False or not self.least:
             return
