@@ -56,6 +56,7 @@ def decode_ahead(
     padding = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
     pad = config._pad_token_tensor.to(input_ids.device) if padding else None
     going = torch.ones(input_ids.shape[0], dtype=torch.long, device=input_ids.device)
+    limit = stopping_criteria.max_length
     late = _Late(input_ids.device)
     outputs = model._prefill(input_ids, config, given)
     with model._optimize_model_for_decode():
@@ -74,7 +75,7 @@ def decode_ahead(
             going = going & ~stopping_criteria(input_ids, None)
             if late(going.max() == 0):
                 return input_ids[:, :-1]
-            if input_ids.shape[1] >= stopping_criteria.max_length:
+            if limit is not None and input_ids.shape[1] >= limit:
                 return input_ids
             inputs = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **given)
             outputs = forward(**inputs, return_dict=True)
