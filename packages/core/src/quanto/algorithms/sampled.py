@@ -54,11 +54,12 @@ def sample_inputs(block: Block, names: Sequence[str], tokens: int = 1024) -> dic
             return
         squares, count = sums.get(name, (torch.zeros((), device=rows.device), 0))
         sums[name] = squares + rows.square().sum(0), count + len(rows)
-        peaks.setdefault(name, []).append(rows.abs().amax(0))
+        sizes = rows.abs()
+        peaks.setdefault(name, []).append(sizes.amax(0))
         if sum(map(len, kept.setdefault(name, []))) >= tokens:
             return
         places = torch.linspace(0, len(rows) - 1, min(each - 1, len(rows)), device=rows.device).long()
-        largest = rows.abs().amax(1).argmax()[None]
+        largest = sizes.amax(1).argmax()[None]
         kept[name].append(rows[torch.cat([places, largest])])
 
     handles = watch_inputs({name: block.module.get_submodule(name) for name in names}, see)

@@ -89,21 +89,18 @@ class SmoothQuant(Step):
     def _best(self, members: list[QModule], inputs: SampledInputs, absorber: Absorber) -> Tensor:
         """What columns of weights are multiplied by, `[in]` float32."""
         weights = torch.stack([_weight(m).abs().amax(0) for m in members]).amax(0).clamp(min=1e-8)
-        sizes = [inputs.peaks.amax(0).clamp(min=1e-8)]
-        strengths = [self.strength]
-        if self.strength is None:
-            sizes.append(inputs.squares.sqrt().clamp(min=1e-8))
-            strengths = [_MOST * step / self.steps for step in range(1, self.steps + 1)]
-        best, least = torch.ones_like(weights), math.inf
-        if self.strength is None:
-            least = sum(_errors(m, inputs, _weight(m)) for m in members)
-        for size in sizes:
-            for strength in strengths:
-                assert strength is not None
-                scale = (size**strength / weights ** (1 - strength)).clamp(1e-4, 1e4)
-                scale = absorber.expand(absorber.reduce(scale))
-                if self.strength is not None:
-                    return scale
+
+        def scale_of(size: Tensor, strength: float) -> Tensor:
+            scale = (size**strength / weights ** (1 - strength)).clamp(1e-4, 1e4)
+            return absorber.expand(absorber.reduce(scale))
+
+        peaks = inputs.peaks.amax(0).clamp(min=1e-8)
+        if self.strength is not None:
+            return scale_of(peaks, self.strength)
+        best, least = torch.ones_like(weights), sum(_errors(m, inputs, _weight(m)) for m in members)
+        for size in (peaks, inputs.squares.sqrt().clamp(min=1e-8)):
+            for step in range(1, self.steps + 1):
+                scale = scale_of(size, _MOST * step / self.steps)
                 smoothed = inputs.scaled(1 / scale)
                 error = sum(_errors(m, smoothed, _weight(m) * scale) for m in members)
                 if error < least:
