@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .statistics import watch_inputs
-from .step import Block, as_float
+from .statistics import watching
+from .step import Block
 
 __all__ = ["SampledInputs", "sample_inputs"]
 
@@ -62,14 +62,9 @@ def sample_inputs(block: Block, names: Sequence[str], tokens: int = 1024) -> dic
         largest = sizes.amax(1).argmax()[None]
         kept[name].append(rows[torch.cat([places, largest])])
 
-    handles = watch_inputs({name: block.module.get_submodule(name) for name in names}, see)
-    try:
-        with as_float(block.module):
-            for index in range(len(block.inputs)):
-                block.inputs.run(block.module, index)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(block.module, {name: block.module.get_submodule(name) for name in names}, see):
+        for index in range(len(block.inputs)):
+            block.inputs.run(block.module, index)
     return {
         name: SampledInputs(torch.cat(kept[name]), torch.stack(peaks[name]), squares / count)
         for name, (squares, count) in sums.items()

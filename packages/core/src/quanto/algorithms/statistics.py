@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any
 
@@ -15,16 +16,23 @@ from .convolutions import rows_of
 from .step import Block, as_float, first_tensor
 from .stream import Stream
 
-__all__ = ["Moments", "input_groups", "moments", "watch_inputs"]
+__all__ = ["Moments", "input_groups", "moments", "watching"]
 
 
-def watch_inputs(layers: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> list[Any]:
-    """Calls `see(name, x)` with every input; returns the hooks to remove."""
+@contextmanager
+def watching(module: nn.Module, layers: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the block a module computes as its float class does, and `see(name, x)` is told what layers are given."""
 
-    def hook(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, args: see(name, args[0].detach())
+    def hook(name: str) -> Callable[..., None]:
+        return lambda layer, args: see(name, args[0].detach())
 
-    return [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        with as_float(module):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
@@ -43,13 +51,8 @@ def input_groups(block: Block, more: Mapping[str, nn.Module] = MappingProxyType(
         order.setdefault((x.data_ptr(), x.numel(), name if name in more else ""), []).append(name)
 
     layers = {**block.layers(), **more}
-    handles = watch_inputs(dict(layers), see)
-    try:
-        with as_float(block.module):
-            block.inputs.run(block.module, 0)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(block.module, layers, see):
+        block.inputs.run(block.module, 0)
     seen: set[str] = set()
     groups = []
     for names in order.values():
@@ -142,13 +145,8 @@ def _inputs(
         return _catch(layer, lambda: stream.run(module, index), module, outputs)
     siblings = dict(module.get_submodule(experts["list"]).named_children())
     routed: list[Tensor] = []
-    handles = watch_inputs(siblings, lambda _, x: routed.append(x.reshape(-1, x.shape[-1])))
-    try:
-        with as_float(module):
-            stream.run(module, index)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(module, siblings, lambda _, x: routed.append(x.reshape(-1, x.shape[-1]))):
+        stream.run(module, index)
     if not routed:
         return None
     expert = siblings[experts["index"]]
@@ -169,17 +167,10 @@ def _catch(
         if outputs is None:
             raise _Enough
 
-    handles = watch_inputs({"": layer}, see)
-    try:
-        with as_float(module):
-            made = run()
+    with suppress(_Enough), watching(module, {"": layer}, see):
+        made = run()
         if outputs is not None:
             outputs.append(first_tensor(made))
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return found[0] if found else None
 
 
