@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import quanto
 from quanto.kernels import Request
-from quanto.weight import CANONICAL, Weight, make_key
+from quanto.weight import CANONICAL, Weight, constants_of, make_key
 
 SCALES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu, torch.float8_e4m3fn)
 
@@ -25,11 +25,14 @@ def test_keys_are_read_back_whole(data: st.DataObject) -> None:
     scale = torch.empty(1).to(data.draw(st.sampled_from(SCALES)))
     zero = data.draw(st.sampled_from([None, torch.ones(1, dtype=torch.int8), torch.ones(1)]))
     layout = data.draw(st.sampled_from([CANONICAL, "torch.int4pack"]))
-    request = Request.parse("linear", make_key(qtype, blocks, shape, scale, zero, layout), "cpu", torch.float16, "int8")
+    key = make_key(qtype, blocks, shape, scale, zero, layout)
+    request = Request.parse("linear", key, "cpu", torch.float16, "int8")
     assert (request.qtype, request.block_size, request.shape) == (qtype, blocks, shape)
     assert (request.scale_dtype, request.layout) == (scale.dtype, layout)
     assert request.zero_point == ("none" if zero is None else "float" if zero.is_floating_point() else "int")
     assert (request.op, request.device, request.dtype, request.activations) == ("linear", "cpu", torch.float16, "int8")
+    if shape:
+        assert constants_of(key) == (qtype, blocks, shape[-1])
 
 
 def test_a_key_is_a_readable_constant() -> None:

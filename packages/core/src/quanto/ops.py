@@ -21,7 +21,7 @@ from .contracts import CHECKS
 from .fakes import FAKES
 from .kernels.registry import kernels
 from .nonlinearity import apply, check_nonlinearity
-from .weight import CANONICAL, Weight
+from .weight import CANONICAL, Weight, constants_of
 
 __all__ = [
     "FAKES",
@@ -134,14 +134,17 @@ def refuse_export(layout: str) -> None:
 
 def _call_linear(x: Tensor, w: Weight, bias: Tensor | None) -> Tensor:
     codes, scale, zero_point, global_scale, qtype, block_size, size, key = w
-    if x.shape[-1] != size:
-        raise RuntimeError(f"linear: x has {x.shape[-1]} features, the weight takes {size}")
-    call = None if torch.compiler.is_compiling() else _direct.get((key, x.device, x.dtype))
+    compiling = torch.compiler.is_compiling()
+    if compiling:
+        qtype, block_size, size = constants_of(key)
+    call = None if compiling else _direct.get((key, x.device, x.dtype))
     if call is None:
         call = _calls[_kernel("linear", key, x.device.type, x.dtype)]
-        if not torch.compiler.is_compiling():
+        if not compiling:
             call = getattr(call, "_op", call)  # what an overload calls: without its Python, 0.2 us
             _direct[key, x.device, x.dtype] = call
+    if x.shape[-1] != size:
+        raise RuntimeError(f"linear: x has {x.shape[-1]} features, the weight takes {size}")
     return call(x, codes, scale, zero_point, global_scale, bias, qtype, block_size)
 
 

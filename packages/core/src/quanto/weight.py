@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["CANONICAL", "Weight", "make_key"]
+__all__ = ["CANONICAL", "Weight", "constants_of", "make_key"]
 
 #: the layout of files and of `packing.py`; any other lives in memory only and belongs to a kernel.
 CANONICAL = "canonical"
@@ -47,9 +47,18 @@ def make_key(
 ) -> str:
     """Writes the key of a weight of (unpacked) `shape`; `quanto.kernels.spec.Request.parse` reads it.
 
-    A string, so that it is a constant to torch.compile and survives pickling.
+    A string, so that it is a constant to torch.compile and survives pickling; `constants_of` reads its beginning.
     """
     zero = "none" if zero_point is None else "float" if zero_point.is_floating_point() else "int"
     dims = "x".join(map(str, shape))
     blocks = "x".join(map(str, block_size))
     return f"{qtype};{blocks};{dims};{str(scale.dtype).removeprefix('torch.')};{zero};{layout}"
+
+
+def constants_of(key: str) -> tuple[str, tuple[int, ...], int]:
+    """`qtype`, `block_size` and `size` of the weight with a key.
+
+    Graphs read them here: torch.compile then guards a layer on its key, not on each constant besides.
+    """
+    qtype, blocks, dims, *_ = key.split(";")
+    return qtype, tuple([int(b) for b in blocks.split("x") if b]), int(dims.split("x")[-1])

@@ -43,7 +43,7 @@ class QModule(nn.Module):
     #: whether weights are arranged anew when they move; not so while other modules hold them too
     _arranges: bool = False
     #: its place among the layers it runs with; see `quanto.nn.joined`
-    _joined: Callable[[Tensor], Tensor | None] | None = None
+    _joined: Any = None
     _slots: dict[str, Slot]
     _float_class: type[nn.Module]
     input_scale: Tensor | None

@@ -27,15 +27,18 @@ _WASTED = 3
 
 
 class Seat:
-    """A layer's place among those it runs with; not copied with the layer, whose copies are by themselves."""
+    """A layer's place among those it runs with; not copied with the layer, whose copies are by themselves.
 
-    def __init__(self, joined: Joined, index: int) -> None:
+    Args:
+        joined: those.
+        index: the layer's place in the order of their weights.
+        codes: the layer's own, a view.
+    """
+
+    def __init__(self, joined: Joined, index: int, codes: Tensor | None) -> None:
         self.joined = joined
         self.index = index
-
-    def __call__(self, x: Tensor) -> Tensor | None:
-        """See `Joined.take`."""
-        return self.joined.take(self.index, x)
+        self.codes = codes
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(None), ()
@@ -63,21 +66,26 @@ class Joined:
         key = make_key(first.qtype, first.block_size, (sum(rows), first.size), scale, zero, slot.layout)
         self._weight = Weight(codes, scale, zero, None, first.qtype, first.block_size, first.size, key)
         self._bias = None if members[0].bias is None else _stack([m.bias for m in members])
-        self._codes = tuple(m._parameters["weight_packed"] for m in members)
         #: input, its version, the parts of the result, and how many have yet to be taken
         self._last: tuple[Tensor, int, tuple[Tensor, ...], int] | None = None
         self._wasted = 0
         for index, member in enumerate(members):
-            member.__dict__["_joined"] = Seat(self, index)
+            member.__dict__["_joined"] = Seat(self, index, member._parameters["weight_packed"])
 
-    def take(self, index: int, x: Tensor) -> Tensor | None:
-        """The result of member `index`, a view; None if it has to compute alone."""
+    def take(self, seat: Seat, parameters: dict[str, Tensor | None], x: Tensor) -> Tensor | None:
+        """The result of a member, a view; None if it has to compute alone.
+
+        Args:
+            seat: the member's.
+            parameters: its present ones.
+            x: its input.
+        """
         last = self._last
         version = _version(x)
         if last is not None and last[0] is x and last[1] == version:
             self._last = (x, version, last[2], last[3] - 1) if last[3] > 1 else None
-            return last[2][index]
-        if self._codes[index] is not self._members[index]._parameters.get("weight_packed"):
+            return last[2][seat.index]
+        if seat.codes is not parameters.get("weight_packed"):
             self.part()  # somebody else put another tensor in the place of ours
             return None
         if torch.is_grad_enabled() and (x.requires_grad or self._bias is not None):
@@ -90,7 +98,7 @@ class Joined:
         # all parts at once: 2 us for three, where slices take 1.5 each
         parts = torch.split_with_sizes(ops.linear(x, self._weight, self._bias), self._rows, -1)
         self._last = (x, version, tuple(parts), len(parts) - 1)
-        return parts[index]
+        return parts[seat.index]
 
     def part(self) -> None:
         """Each layer is by itself again; its parameters stay what they are."""
@@ -105,12 +113,15 @@ def _version(x: Tensor) -> int:
 
 
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor:
-    """One tensor of all rows, of which the given ones become views."""
-    whole = torch.cat([t.detach() for t in tensors if t is not None])
+    """One tensor of all rows, of which the given ones become views.
+
+    A parameter: graphs know that one stays where it is, and do not ask before each call whether it overlaps others.
+    """
+    whole = nn.Parameter(torch.cat([t.detach() for t in tensors if t is not None]), requires_grad=False)
     begin = 0
     for t in tensors:
         assert t is not None
-        t.data = whole[begin : begin + t.shape[0]]
+        t.data = whole.data[begin : begin + t.shape[0]]
         begin += t.shape[0]
     return whole
 

@@ -50,7 +50,7 @@ class QLinear(QModule, nn.Linear):
         """`[…, in]` to `[…, out]`, in the input's dtype (autocast's where it is on)."""
         seat = self._joined
         if seat is not None and not _any_autocast():
-            part = seat(input)
+            part = seat.joined.take(seat, self._parameters, input)
             if part is not None:
                 return part
         x = input
