@@ -34,18 +34,19 @@ template <bool kPanels, bool kInteger>
 Tensor linear(const Tensor& x, const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero,
               const std::optional<Tensor>& global, const std::optional<Tensor>& bias, const std::string& qtype,
               const std::vector<int64_t>& block) {
-  check_floating(x, "x");
-  STD_TORCH_CHECK(x.dim() > 0, "x must have at least one dimension");
-  const Held held = weight(codes, scale, zero, global, qtype, block, x.size(-1), kPanels);
-  const Tensor rows = dense(x);
-  Tensor out = output_like(x, held.w.n, x.scalar_type());
+  const Type type = floating(x, "x");
+  const int64_t dims = x.dim();
+  STD_TORCH_CHECK(dims > 0, "x must have at least one dimension");
+  const Held held = weight(codes, scale, zero, global, qtype, block, x.size(dims - 1), kPanels);
+  std::optional<Tensor> made;
+  const auto* rows = static_cast<const uint8_t*>(data_of(x, made));
+  Tensor out = output_like(x, held.w.n);
   const Floats b = bias_of(bias, held.w.n);
-  const Type type = type_of(x.scalar_type(), "x");
   int64_t count = 1;
-  for (int64_t i = 0; i + 1 < x.dim(); ++i) count *= x.size(i);
-  if (out.numel() == 0) return out;
+  for (int64_t i = 0; i + 1 < dims; ++i) count *= x.size(i);
+  if (count * held.w.n == 0) return out;
   const bool integer = kInteger && held.w.format->byte_scale != 0;
-  run(kernels_for(count * held.w.n * held.w.k), held.w, {static_cast<const uint8_t*>(rows.const_data_ptr()), type, count}, integer ? Way::kInteger : Way::kFloat,
+  run(kernels_for(count * held.w.n * held.w.k), held.w, {rows, type, count}, integer ? Way::kInteger : Way::kFloat,
       static_cast<uint8_t*>(out.mutable_data_ptr()), type, b.get(), 0);
   return out;
 }
@@ -64,9 +65,9 @@ Tensor scaled_linear(const Tensor& x_codes, const Tensor& x_scale, const Tensor&
   int64_t count = 1;
   for (int64_t i = 0; i + 1 < x_codes.dim(); ++i) count *= x_codes.size(i);
   STD_TORCH_CHECK(x_scale.numel() == 1 || x_scale.numel() == count, "x_scale must have 1 or ", count, " elements, got ", x_scale.numel());
-  check_floating(x_scale, "x_scale");
+  floating(x_scale, "x_scale");
   if (out_scale.has_value()) {
-    check_floating(*out_scale, "out_scale");
+    floating(*out_scale, "out_scale");
     STD_TORCH_CHECK(out_scale->numel() == 1, "out_scale must have one element, got ", out_scale->numel());
   }
   if (out.numel() == 0) return out;
@@ -214,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor> unpack_panels(const Tensor& codes, const Tens
 // -- codes ------------------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> dynamic_quantize(const Tensor& x, const std::string& qtype, ScalarType scale_dtype) {
-  check_floating(x, "x");
+  const Type type = floating(x, "x");
   STD_TORCH_CHECK(qtype == "int8" && scale_dtype == ScalarType::Float, "quantizes to int8 with float32 scales only");
   STD_TORCH_CHECK(x.dim() > 0, "x must have at least one dimension");
   const Tensor rows = dense(x);
@@ -223,14 +224,13 @@ std::tuple<Tensor, Tensor> dynamic_quantize(const Tensor& x, const std::string& 
   const void* from = rows.const_data_ptr();
   auto* c = static_cast<int8_t*>(codes.mutable_data_ptr());
   auto* s = static_cast<float*>(scales.mutable_data_ptr());
-  const Type type = type_of(x.scalar_type(), "x");
   parallel(count, k * 2, [&](int64_t begin, int64_t end) { kernels().tokens(from, type, k, c, s, begin, end); });
   return {codes, scales};
 }
 
 Tensor quantize(const Tensor& x, const Tensor& scale, const std::optional<Tensor>& zero, const std::optional<Tensor>& global,
                 const std::string& qtype, const std::vector<int64_t>& block) {
-  check_floating(x, "x");
+  const Type type = floating(x, "x");
   const Format* format = find_format(qtype.c_str());
   STD_TORCH_CHECK(format != nullptr, "qtype ", qtype, " is unknown to quanto-backend-cpu");
   STD_TORCH_CHECK(x.dim() == 2, "x must have two dimensions, got ", x.dim());
@@ -242,13 +242,12 @@ Tensor quantize(const Tensor& x, const Tensor& scale, const std::optional<Tensor
   const int64_t group = whole ? k : std::min(block[1], k), rows = whole ? n : block[0], groups = divide_up(k, group);
   const int64_t scales = whole ? 1 : divide_up(n, rows) * groups;
   STD_TORCH_CHECK(scale.numel() == scales, "scale must have ", scales, " elements, got ", scale.numel());
-  check_floating(scale, "scale");
+  floating(scale, "scale");
   STD_TORCH_CHECK(!zero.has_value() || zero->numel() == scales, "zero_point must have ", scales, " elements");
   const Floats s(scale, "scale"), z = zero.has_value() ? Floats(*zero, "zero_point") : Floats();
   const float shared = global.has_value() ? Floats(*global, "global_scale")[0] : 1.f;
   const bool integer_zero = !zero.has_value() || zero->scalar_type() == ScalarType::Char;
   const Tensor held = dense(x);
-  const Type type = type_of(x.scalar_type(), "x");
   const void* from = held.const_data_ptr();
   auto* to = static_cast<uint8_t*>(out.mutable_data_ptr());
   const Encoder encode(*format);

@@ -33,10 +33,39 @@ Type type_of(ScalarType type, const char* what) {
   return Type::kNone;
 }
 
-void check_floating(const Tensor& t, const char* what) {
-  const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half, what,
-                  " must be float32, bfloat16 or float16");
+// torch's numbers of element types. Tensor::scalar_type asks the library for one after the other, 13 before bfloat16 is
+// found; here they are asked for once.
+struct Numbers {
+  const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16();
+  const int32_t half = aoti_torch_dtype_float16(), int8 = aoti_torch_dtype_int8();
+};
+
+int32_t number_of(const Tensor& t) {
+  int32_t number = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &number));
+  return number;
+}
+
+// kNone for a type that no kernel takes.
+Type find_type(const Tensor& t) {
+  static const Numbers known;
+  const int32_t number = number_of(t);
+  if (number == known.float32) return Type::kFloat;
+  if (number == known.bfloat16) return Type::kBFloat16;
+  if (number == known.half) return Type::kHalf;
+  return number == known.int8 ? Type::kInt8 : Type::kNone;
+}
+
+Type type_of(const Tensor& t, const char* what) {
+  const Type type = find_type(t);
+  STD_TORCH_CHECK(type != Type::kNone, what, " must be float32, bfloat16, float16 or int8");
+  return type;
+}
+
+Type floating(const Tensor& t, const char* what) {
+  const Type type = find_type(t);
+  STD_TORCH_CHECK(type != Type::kNone && type != Type::kInt8, what, " must be float32, bfloat16 or float16");
+  return type;
 }
 
 Nonlinearity nonlinearity_of(const std::string& name) {
@@ -71,7 +100,7 @@ Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor
   STD_TORCH_CHECK(w.format != nullptr, "qtype ", qtype, " is unknown to quanto-backend-cpu");
   STD_TORCH_CHECK(codes.dim() == 2, "codes must have two dimensions, got ", codes.dim());
   STD_TORCH_CHECK(codes.element_size() == 1, "codes must be bytes, got elements of ", codes.element_size());
-  check_floating(scale, "scale");
+  w.scale_type = floating(scale, "scale");
   w.n = codes.size(0);
   w.k = k;
   const bool whole = block.empty();
@@ -81,7 +110,6 @@ Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor
   w.units = (w.group + w.format->unit - 1) / w.format->unit;
   w.codes = static_cast<const uint8_t*>(data_of(codes, held.codes));
   w.scale = data_of(scale, held.scale);
-  w.scale_type = type_of(scale.scalar_type(), "scale");
   const int64_t row_bytes = panels ? panel_bytes(w) / kRows : (k * w.format->bits + 7) / 8;
   STD_TORCH_CHECK(codes.size(1) == row_bytes, "codes must have ", row_bytes, " bytes a row for ", k, " features of ", qtype, ", got ",
                   codes.size(1));
@@ -94,7 +122,7 @@ Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor
   if (zero.has_value()) {
     STD_TORCH_CHECK(zero->numel() == scales, "zero_point must have ", scales, " elements, got ", zero->numel());
     w.zero = data_of(*zero, held.zero);
-    w.zero_type = type_of(zero->scalar_type(), "zero_point");
+    w.zero_type = type_of(*zero, "zero_point");
   }
   if (global.has_value()) {
     STD_TORCH_CHECK(global->numel() == 1 && global->scalar_type() == ScalarType::Float, "global_scale must be one float32");
@@ -108,7 +136,7 @@ class Floats {
  public:
   Floats() = default;
   Floats(const Tensor& t, const char* what) {
-    const Type type = type_of(t.scalar_type(), what);
+    const Type type = type_of(t, what);
     const void* data = data_of(t, held_);
     data_ = static_cast<const float*>(data);
     if (type == Type::kFloat) return;
@@ -129,12 +157,13 @@ class Floats {
 Floats bias_of(const std::optional<Tensor>& bias, int64_t n) {
   if (!bias.has_value()) return {};
   STD_TORCH_CHECK(bias->numel() == n, "bias must have ", n, " elements, got ", bias->numel());
-  check_floating(*bias, "bias");
+  floating(*bias, "bias");
   return {*bias, "bias"};
 }
 
-// Like x, but for the last size. Not new_empty, which goes through the dispatcher: it takes 0.5 us longer.
-Tensor output_like(const Tensor& x, int64_t n, ScalarType type) {
+// Like x, but for the last size; of torch's number of a type. Not new_empty, which goes through the dispatcher: it takes
+// 0.5 us longer.
+Tensor output_like(const Tensor& x, int64_t n, int32_t number) {
   constexpr int64_t kMost = 64;
   const int64_t dims = x.dim();
   STD_TORCH_CHECK(dims <= kMost, "x must have at most ", kMost, " dimensions, got ", dims);
@@ -146,10 +175,16 @@ Tensor output_like(const Tensor& x, int64_t n, ScalarType type) {
     stride *= std::max<int64_t>(sizes[i], 1);
   }
   AtenTensorHandle made;
-  const auto code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, code, aoti_torch_device_type_cpu(), 0, &made));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes, strides, number, aoti_torch_device_type_cpu(), 0, &made));
   return Tensor(made);
 }
+
+Tensor output_like(const Tensor& x, int64_t n, ScalarType type) {
+  return output_like(x, n, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)));
+}
+
+// Of the type of x.
+Tensor output_like(const Tensor& x, int64_t n) { return output_like(x, n, number_of(x)); }
 
 }  // namespace
 }  // namespace quanto
