@@ -140,4 +140,3 @@ def test_what_triton_refuses_is_said_once(problem: Any) -> None:
     with pytest.warns(UserWarning, match="Triton refuses it: AttributeError: no async_load"):
         assert not problem.call(error)[0]
     assert specialized.TRIAL.refused
-    assert not specialized.serves(torch.device("cpu"))

@@ -11,7 +11,6 @@ import torch
 
 import quanto
 from quanto_backend_cuda.ops import stream
-from quanto_backend_cuda.ops.trial import Trial
 from quanto_backend_cuda.ops.weights import facts
 from quanto_backend_cuda.tables import Tile
 
@@ -53,15 +52,6 @@ def test_weights_are_settled_once_for_each_version() -> None:
     assert not settled()
     codes = codes.clone()
     assert settled(), "another tensor"
-
-
-def test_a_refused_kernel_serves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, answer in (("warpgroups", True), ("interpreted", False), ("gluon", True)):
-        monkeypatch.setattr(stream, module, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(stream, "TRIAL", Trial("few tokens"))
-    assert stream.serves(torch.device("cpu"))
-    monkeypatch.setattr(stream.TRIAL, "refused", True)
-    assert not stream.serves(torch.device("cpu"))
 
 
 def test_every_split_has_work() -> None:

@@ -12,6 +12,7 @@ import torch
 import quanto
 from quanto_backend_cuda import runtime
 from quanto_backend_cuda.layout import TILED
+from quanto_backend_cuda.ops import trial as module
 from quanto_backend_cuda.ops.trial import Trial
 
 
@@ -62,3 +63,12 @@ def test_another_is_waited_for_by_the_first(problem: Any) -> None:
     assert (run(trial, kernel, problem) == problem[-1]).all()
     assert len(kernel.compiled) == 1
     assert trial.checked == {"kind"}
+
+
+def test_a_refused_kernel_serves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, answer in (("warpgroups", True), ("interpreted", False), ("gluon", True)):
+        monkeypatch.setattr(module, name, lambda *_, answer=answer: answer)
+    trial = Trial("tests")
+    assert trial.serves(torch.device("cpu"))
+    trial.refused = True
+    assert not trial.serves(torch.device("cpu"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quanto.cli import main
-from quanto_backend_cuda.ops import product, specialized, stream
+from quanto_backend_cuda.ops.trial import Trial
 from quanto_backend_cuda.tables import Tile, read_user_table
 from quanto_backend_cuda.tune.command import merged, plan, served, write
 from quanto_backend_cuda.tune.problem import Problem
@@ -45,8 +45,7 @@ def test_plans_every_problem_few_tokens_first() -> None:
 def test_tunes_the_kernel_that_runs(
     kernel: str, qtype: str, group: int, tokens: int, served_by: str, hopper: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (stream, specialized, product):
-        monkeypatch.setattr(module, "serves", lambda device: hopper)
+    monkeypatch.setattr(Trial, "serves", lambda self, device: hopper)
     problem = Problem(kernel, qtype, group, tokens, 4096, 4096)
     found = served(problem, torch.device("cpu"))
     assert found.kernel == (served_by if hopper else kernel)

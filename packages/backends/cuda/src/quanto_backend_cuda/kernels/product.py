@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .dependent import launch_dependents, wait_for_kernel_ahead
 from .linear import scale_value
-from .pieces import by_place, by_thread, piece, pieces, place, spread
+from .pieces import after, gathered, piece, pieces, place
 from .scaled import through
 
 __all__ = ["product"]
@@ -33,7 +33,6 @@ __all__ = ["product"]
 # Newer versions of Triton have other names.
 _load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 _store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
-_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 
 
 @gluon.jit
@@ -66,10 +65,7 @@ def _loader(x, w, xs, ws, full, empty, TM, TN, C, whole, rest, sharers, STRIPE: 
             _load(w, [pn * BN, c * 128], full.index(stage), ws.index(stage))
             _load(x, [pm * 2 * HALF, c * 128], full.index(stage), xs.index(2 * stage))
             _load(x, [pm * 2 * HALF + HALF, c * 128], full.index(stage), xs.index(2 * stage + 1))
-            stage += 1
-            if stage == STAGES:
-                stage = stage * 0
-                phase = phase ^ 1
+            stage, phase = after(stage, phase, STAGES)
 
 
 @gluon.jit
@@ -143,34 +139,10 @@ def _multiplier(
             acc = warpgroup_mma_wait(1, deps=[token])
             before = gl.where(stage == 0, STAGES - 1, stage - 1)
             mbarrier.arrive(empty.index(before), pred=c > begin)
-            stage += 1
-            if stage == STAGES:
-                stage = stage * 0
-                phase = phase ^ 1
+            stage, phase = after(stage, phase, STAGES)
         acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(empty.index(gl.where(stage == 0, STAGES - 1, stage - 1)))
-        last = True
-        if partial is not None:  # noqa: SIM102 - what is None is known to the compiler, the rest is not
-            if end - begin < C:
-                mine = tile - whole
-                units = rest * C
-                block = (mine * C * sharers + sharers - 1) // units
-                until = ((mine + 1) * C * sharers - 1) // units
-                flat = by_thread(acc)
-                corner = partial + side * (ROWS * BN) + spread(flat)
-                slot = 2 * gl.program_id(0) + mine - gl.program_id(0) * units // sharers // C
-                gl.store(corner + slot.to(gl.int64) * (2 * ROWS * BN), flat)
-                _barrier()  # every thread's part is written before one says so
-                lock = locks + mine * 2 + side
-                last = gl.atomic_add(lock, 1, sem="acq_rel", scope="gpu") == until - block
-                if last:
-                    slot = 2 * block + mine - block * units // sharers // C
-                    flat = gl.load(corner + slot.to(gl.int64) * (2 * ROWS * BN), cache_modifier=".cg")
-                    for p in range(block + 1, until + 1):
-                        slot = 2 * p + mine - p * units // sharers // C
-                        flat += gl.load(corner + slot.to(gl.int64) * (2 * ROWS * BN), cache_modifier=".cg")
-                    acc = gl.convert_layout(by_place(flat, ROWS, BN), MMA, assert_trivial=True)
-                    gl.store(lock, 0)
+        acc, last = gathered(acc, partial, locks, tile, begin, end, C, whole, rest, sharers, side)
         if last:
             m = (pm * 2 + side) * ROWS
             n = pn * BN

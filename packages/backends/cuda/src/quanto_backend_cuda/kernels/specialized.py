@@ -29,14 +29,13 @@ from .decode import halves as negated
 from .dependent import launch_dependents, wait_for_kernel_ahead
 from .linear import row_bytes, rows_at, scale_at, scale_value
 from .operand import operand, twice
-from .pieces import by_place, by_thread, piece, pieces, place, spread
+from .pieces import after, gathered, piece, pieces, place
 
 __all__ = ["specialized"]
 
 # Newer versions of Triton have other names.
 _load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 _store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
-_barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 
 
 @triton.constexpr_function
@@ -63,10 +62,7 @@ def _loader(x, xs, full, empty, TM, TN, C, whole, rest, sharers, STRIPE: gl.cons
             mbarrier.wait(empty.index(stage), phase)
             mbarrier.expect(full.index(stage), BM * 128)
             _load(x, [pm * BM, c * 64], full.index(stage), xs.index(stage))
-            stage += 1
-            if stage == STAGES:
-                stage = stage * 0
-                phase = phase ^ 1
+            stage, phase = after(stage, phase, STAGES)
 
 
 @gluon.jit
@@ -109,8 +105,9 @@ def _two(pointer, n, chunk, G, GROUP: gl.constexpr):
         value = gl.load(pointer + scale_at(n, chunk // (GROUP // 128), G, 1, True))
         return value, value
     else:
+        second = gl.minimum(chunk * 2 + 1, G - 1)  # the last stretch may have one group
         first = pointer + scale_at(n, chunk * 2, G, 1, True)
-        return gl.load(first), gl.load(first + 16)
+        return gl.load(first), gl.load(pointer + scale_at(n, second, G, 1, True))
 
 
 @gluon.jit
@@ -183,10 +180,7 @@ def _multiplier(
             B = _decoded(high, s1, z1, KIND, D, DOT, SCALED, ZEROS)
             acc, A = warpgroup_mma_wait(0, deps=[token, A])
             mbarrier.arrive(empty.index(stage))
-            stage += 1
-            if stage == STAGES:
-                stage = stage * 0
-                phase = phase ^ 1
+            stage, phase = after(stage, phase, STAGES)
             mbarrier.wait(full.index(stage), phase)
             token = warpgroup_mma(B, xs.index(stage).permute((1, 0)), acc, is_async=True)
             low, high = _both(T, HALF)
@@ -199,32 +193,8 @@ def _multiplier(
             y0, y1 = _two(zero, n, ahead, G, GROUP)
             acc, B = warpgroup_mma_wait(0, deps=[token, B])
             mbarrier.arrive(empty.index(stage))
-            stage += 1
-            if stage == STAGES:
-                stage = stage * 0
-                phase = phase ^ 1
-        last = True
-        if partial is not None:  # noqa: SIM102 - what is None is known to the compiler, the rest is not
-            if end - begin < C:
-                mine = tile - whole
-                units = rest * C
-                block = (mine * C * sharers + sharers - 1) // units
-                until = ((mine + 1) * C * sharers - 1) // units
-                flat = by_thread(acc)
-                corner = partial + side * (ROWS * BM) + spread(flat)
-                slot = 2 * gl.program_id(0) + mine - gl.program_id(0) * units // sharers // C
-                gl.store(corner + slot.to(gl.int64) * (2 * ROWS * BM), flat)
-                _barrier()  # every thread's part is written before one says so
-                lock = locks + mine * 2 + side
-                last = gl.atomic_add(lock, 1, sem="acq_rel", scope="gpu") == until - block
-                if last:
-                    slot = 2 * block + mine - block * units // sharers // C
-                    flat = gl.load(corner + slot.to(gl.int64) * (2 * ROWS * BM), cache_modifier=".cg")
-                    for p in range(block + 1, until + 1):
-                        slot = 2 * p + mine - p * units // sharers // C
-                        flat += gl.load(corner + slot.to(gl.int64) * (2 * ROWS * BM), cache_modifier=".cg")
-                    acc = gl.convert_layout(by_place(flat, ROWS, BM), MMA, assert_trivial=True)
-                    gl.store(lock, 0)
+            stage, phase = after(stage, phase, STAGES)
+        acc, last = gathered(acc, partial, locks, tile, begin, end, C, whole, rest, sharers, side)
         if last:
             no = gl.minimum(first + ro, N - 1)
             if GROUP == 0:

@@ -81,13 +81,13 @@ def linear(
 def _streams(x: Tensor, tokens: int, scale: Tensor, zero: Tensor | None, f: Facts) -> bool:
     """Whether the kernel that reads the weight ahead takes the problem."""
     known = tokens <= streaming.TOKENS and streaming.takes(f, x.shape[-1], x.dtype, zero, scale)
-    return known and streaming.serves(x.device)
+    return known and streaming.TRIAL.serves(x.device)
 
 
 def _specialized(x: Tensor, tokens: int, scale: Tensor, zero: Tensor | None, f: Facts) -> bool:
     """Whether the kernel with specialized warps takes the problem."""
     known = tokens >= specialized.TOKENS and specialized.takes(f, x.shape[-1], x.dtype, zero, scale)
-    return known and specialized.serves(x.device)
+    return known and specialized.TRIAL.serves(x.device)
 
 
 def dissolves(x: Tensor, codes: Tensor, *rest: Any, tiled: bool = False) -> bool:

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import interpreted, launch, sm_count, warpgroups
+from ..runtime import launch, sm_count
 from ..tables import Tile, nearest
 from ..workspace import locks
 from .specialized import shares
 from .stream import settle
-from .trial import Trial, gluon
+from .trial import Trial
 from .weights import Facts
 
-__all__ = ["KERNEL", "TOKENS", "TRIAL", "product", "serves", "start", "takes", "typed"]
+__all__ = ["KERNEL", "TOKENS", "TRIAL", "product", "start", "takes", "typed"]
 
 #: its tables.
 KERNEL = "product"
@@ -36,11 +36,6 @@ def takes(m: int, n: int, size: int, x_qtype: str, qtype: str, f: Facts, token: 
     scales = token and f.group == 0 and f.rows == 1
     known = x_qtype == qtype and qtype in _TYPES and dtype in _OUTPUTS
     return scales and known and m >= TOKENS and size > 0 and size % 16 == 0 and n > 0 and n % 8 == 0
-
-
-def serves(device: torch.device) -> bool:
-    """Whether the device has the instructions, and Triton the language."""
-    return warpgroups(device) and not TRIAL.refused and not interpreted() and gluon()
 
 
 def typed(codes: Tensor, qtype: str) -> Tensor:

@@ -86,7 +86,7 @@ def _by_product(
 ) -> bool:  # fmt: skip
     """Whether the kernel in Gluon takes the problem."""
     known = products.takes(m, n, size, x_qtype, qtype, facts(qtype, block, size), token, dtype)
-    return known and zero is None and out_scale is None and products.serves(device)
+    return known and zero is None and out_scale is None and products.TRIAL.serves(device)
 
 
 def start(

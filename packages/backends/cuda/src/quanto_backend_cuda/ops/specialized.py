@@ -10,21 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import interpreted, launch, sm_count, warpgroups
+from ..runtime import launch, sm_count
 from ..tables import Tile, nearest
 from ..workspace import locks
 from .stream import settle
-from .trial import Trial, gluon
-from .weights import Facts, raw_scale
+from .trial import Trial
+from .weights import Facts, raw_scale, stretches
 
-__all__ = ["KERNEL", "TOKENS", "TRIAL", "serves", "shares", "specialized", "start", "takes"]
+__all__ = ["KERNEL", "TOKENS", "TRIAL", "shares", "specialized", "start", "takes"]
 
 #: its tables.
 KERNEL = "specialized"
 #: from which on it is the fastest.
 TOKENS = 65
 _KINDS = frozenset({"int8", "int4", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"})
-_HALVES = (torch.float16, torch.bfloat16)
 _STRIPE = 8
 # Of tiles that do not fill the GPU once more: above, cutting them costs more than the multiprocessors that idle.
 _WORTH_CUTTING = 0.6
@@ -34,15 +33,7 @@ TRIAL = Trial("many tokens", postpones=True)
 
 def takes(f: Facts, size: int, dtype: torch.dtype, zero: Tensor | None, scale: Tensor) -> bool:
     """Whether the kernel knows such a tiled weight with `size` columns, and such activations."""
-    groups = f.group in (0, 64) or f.group % 128 == 0
-    zeros = zero is None or (f.kind in ("int4", "int2") and not zero.is_floating_point() and f.group > 0)
-    known = f.kind in _KINDS and f.rows == 1 and scale.element_size() > 1
-    return known and groups and zeros and dtype in _HALVES and size % 8 == 0
-
-
-def serves(device: torch.device) -> bool:
-    """Whether the device has the instructions, and Triton the language."""
-    return warpgroups(device) and not TRIAL.refused and not interpreted() and gluon()
+    return f.kind in _KINDS and size % 8 == 0 and stretches(f, dtype, zero, scale)
 
 
 def specialized(

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import interpreted, launch, warpgroups
+from ..runtime import launch
 from ..tables import Tile, nearest
 from ..workspace import locks
-from .trial import Trial, gluon
-from .weights import Facts, aligned
+from .trial import Trial
+from .weights import Facts, aligned, stretches
 
-__all__ = ["KERNEL", "TOKENS", "TRIAL", "serves", "settle", "start", "stream", "takes"]
+__all__ = ["KERNEL", "TOKENS", "TRIAL", "settle", "start", "stream", "takes"]
 
 #: its tables.
 KERNEL = "stream"
@@ -28,24 +28,14 @@ TOKENS = 64
 #: what is known of the kernel.
 TRIAL = Trial("few tokens")
 _KINDS = frozenset({"int8", "int4", "int3", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"})
-_HALVES = (torch.float16, torch.bfloat16)
 # Where a weight says which of its versions was read behind an ordinary kernel.
 _SEEN = "_quanto_cuda_seen"
 
 
 def takes(f: Facts, size: int, dtype: torch.dtype, zero: Tensor | None, scale: Tensor) -> bool:
     """Whether the kernel knows such a tiled weight with `size` columns, and such activations."""
-    groups = f.group in (0, 64) or f.group % 128 == 0
-    zeros = zero is None or (
-        f.kind in ("int4", "int3", "int2") and not zero.is_floating_point() and zero.element_size() == 1 and f.group > 0
-    )
-    known = f.kind in _KINDS and f.rows == 1 and scale.element_size() > 1
-    return known and groups and zeros and dtype in _HALVES and size % 128 == 0
-
-
-def serves(device: torch.device) -> bool:
-    """Whether the device has the instructions, and Triton the language."""
-    return warpgroups(device) and not TRIAL.refused and not interpreted() and gluon()
+    small = zero is None or zero.element_size() == 1
+    return f.kind in _KINDS and small and size % 128 == 0 and stretches(f, dtype, zero, scale)
 
 
 def stream(

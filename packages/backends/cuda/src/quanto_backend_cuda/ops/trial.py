@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import compiling
+from ..runtime import compiling, interpreted, warpgroups
 from .dense import linear_by_parts
 
 __all__ = ["Trial", "gluon"]
@@ -56,6 +56,10 @@ class Trial:
         self.checked: set[Any] = set()
         self._begun: dict[Any, _Compiling] = {}
         self._mutex = threading.Lock()
+
+    def serves(self, device: torch.device) -> bool:
+        """Whether the kernel runs there: the device has Hopper's instructions, and Triton the language."""
+        return warpgroups(device) and not self.refused and not interpreted() and gluon()
 
     def run(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quanto.qtypes import get_qtype
 
-__all__ = ["KINDS", "Facts", "aligned", "facts", "raw_scale"]
+__all__ = ["KINDS", "Facts", "aligned", "facts", "raw_scale", "stretches"]
 
 #: how the elements of a qtype are decoded.
 KINDS = {
@@ -28,6 +28,8 @@ KINDS = {
     "mxfp4": "fp4",
     "nvfp4": "fp4",
 }
+_HALVES = (torch.float16, torch.bfloat16)
+_ZEROS = ("int4", "int3", "int2")
 _SCALE8 = {torch.float8_e8m0fnu: "e8m0", torch.float8_e4m3fn: "e4m3"}
 
 
@@ -60,6 +62,16 @@ def _facts(qtype: str, block: tuple[int, ...], size: int) -> Facts:
 def facts(qtype: str, block: Sequence[int], size: int) -> Facts:
     """The facts of a weight with `size` columns."""
     return _facts(qtype, tuple(block), size)
+
+
+def stretches(f: Facts, dtype: torch.dtype, zero: Tensor | None, scale: Tensor) -> bool:
+    """Whether a weight is one that kernels in Gluon read by stretches of 128 columns, for activations of such a dtype.
+
+    Each stretch has one scale or two, of more than a byte, and a group's zero point is an integer.
+    """
+    groups = f.rows == 1 and (f.group in (0, 64) or f.group % 128 == 0)
+    zeros = zero is None or (f.kind in _ZEROS and not zero.is_floating_point() and f.group > 0)
+    return groups and zeros and scale.element_size() > 1 and dtype in _HALVES
 
 
 def raw_scale(scale: Tensor) -> tuple[Tensor, str]:

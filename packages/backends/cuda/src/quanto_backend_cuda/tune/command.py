@@ -104,12 +104,16 @@ def served(problem: Problem, device: torch.device) -> Problem:
     """The problem, of the kernel that runs it on the device."""
     p, f = problem, facts(problem.qtype, [1, problem.group or problem.k], problem.k)
     if p.kernel == "scaled":
-        known = product.takes(p.m, p.n, p.k, p.x_qtype, p.qtype, f, True, p.dtype) and product.serves(device)
+        known = product.takes(p.m, p.n, p.k, p.x_qtype, p.qtype, f, True, p.dtype) and product.TRIAL.serves(device)
         return replace(p, kernel=product.KERNEL) if known else p
     scale = torch.empty(0, dtype=p.dtype)
-    if p.m <= stream.TOKENS and stream.takes(f, p.k, p.dtype, None, scale) and stream.serves(device):
+    if p.m <= stream.TOKENS and stream.takes(f, p.k, p.dtype, None, scale) and stream.TRIAL.serves(device):
         return replace(p, kernel=stream.KERNEL)
-    if p.m >= specialized.TOKENS and specialized.takes(f, p.k, p.dtype, None, scale) and specialized.serves(device):
+    if (
+        p.m >= specialized.TOKENS
+        and specialized.takes(f, p.k, p.dtype, None, scale)
+        and specialized.TRIAL.serves(device)
+    ):
         return replace(p, kernel=specialized.KERNEL)
     return p
 
