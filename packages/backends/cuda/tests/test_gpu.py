@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -41,7 +42,7 @@ def test_streams_do_not_disturb_each_other() -> None:
     model = layer()
     inputs = [torch.randn(m, 4096, device="cuda", dtype=torch.bfloat16) for m in (1, 2, 16, 40, 300)]
     wants = [expected(model, x) for x in inputs]
-    for x in inputs:
+    for x in inputs * 2:  # above 64 tokens the first call is not the kernel's
         model(x)
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream() for _ in inputs]
@@ -56,14 +57,16 @@ def test_streams_do_not_disturb_each_other() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tokens", [1, 16, 64])
+@pytest.mark.parametrize("tokens", [1, 16, 64, 300])
 def test_graphs_replay_with_new_inputs(tokens: int) -> None:
     model = layer()
     x = torch.randn(tokens, 4096, device="cuda", dtype=torch.bfloat16)
-    model(x)
+    for _ in range(2):
+        model(x)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with warnings.catch_warnings(), torch.cuda.graph(graph):
+        warnings.simplefilter("error")  # another kernel would be recorded
         y = model(x)
     for _ in range(3):
         x.normal_()
@@ -105,7 +108,8 @@ def test_weights_beyond_32_bits() -> None:
         y = operator(x, *tensors, None, "int8", [1, k])
         for rows in (slice(0, 64), slice(n - 64, n)):
             assert close(y[:, rows], x.double() @ (codes[rows].double() * scale[rows].double()).t())
-        many = operator(x.repeat(600, 1), *tensors, None, "int8", [1, k])
+        for _ in range(2):  # the first call is not the kernel's
+            many = operator(x.repeat(600, 1), *tensors, None, "int8", [1, k])
         assert close(many[-1:, -64:], x[-1:].double() @ (codes[-64:].double() * scale[-64:].double()).t())
         del many
 
@@ -217,7 +221,24 @@ def test_many_quantized_tokens(
 
 @torch.no_grad()
 def test_few_tokens_read_a_weight_that_was_just_written() -> None:
-    """The kernel reads the weight ahead of the kernel before it, but not ahead of the one that writes it."""
+    """The kernel reads the weight ahead of the kernel before it, but not ahead of the one that writes it.
+
+    That one lets the next begin before it has written, as Inductor's kernels do with its early start.
+    """
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def write(source, to, n, SPIN: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+        x = tl.full([BLOCK], 1.0, tl.float32)
+        for _ in range(SPIN):
+            x = tl.sqrt(x + 1.0)
+        at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(source + at, mask=at < n)
+        tl.store(to + at, tl.where(x > 0, value, 0), mask=at < n)  # waits for the spinning
+
     w = quanto.quantize_tensor(torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16), "int8")
     tensors = TILED.pack((w.codes, w.scale, w.zero_point, None), "int8", w.block_size, 4096)
     other = torch.randint_like(tensors[0], -127, 128)
@@ -228,7 +249,8 @@ def test_few_tokens_read_a_weight_that_was_just_written() -> None:
     wants = [linear(x, c, *tensors[1:], None, "int8", block) for c in (tensors[0], other)]
     torch.cuda.synchronize()
     for i in range(40):
-        codes.copy_(other if i % 2 else tensors[0])
+        write[(132,)](other if i % 2 else tensors[0], codes, codes.numel(), 2000, 1 << 17, launch_pdl=True)
+        torch.autograd.graph.increment_version(codes)
         assert (linear(x, codes, *tensors[1:], None, "int8", block) == wants[i % 2]).all()
 
 

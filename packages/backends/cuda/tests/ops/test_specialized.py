@@ -15,6 +15,7 @@ from quanto_backend_cuda.layout import TILED
 from quanto_backend_cuda.ops import specialized
 from quanto_backend_cuda.ops.trial import Trial
 from quanto_backend_cuda.ops.weights import facts
+from quanto_backend_cuda.tables import Tile
 
 SIZES = [(112, 32, 132, 132), (64, 224, 132, 132), (448, 32, 132, 132), (1792, 32, 132, 132), (1, 1, 132, 132),
          (132, 8, 132, 132), (133, 1, 132, 132), (5, 3, 4, 0), (7, 40, 1, 132)]  # fmt: skip
@@ -61,6 +62,23 @@ def test_tiles_are_cut_where_that_pays() -> None:
     assert specialized.shares(448, 32, 132, 132) == (396, 52, 104)
     assert specialized.shares(1792, 32, 132, 132) == (1716, 76, 132), "uneven parts, where many blocks would idle"
     assert specialized.shares(512, 32, 132, 132) == (512, 0, 1)
+
+
+def test_shared_tiles_are_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a layer of another shape meets with the same tile."""
+    monkeypatch.setattr(specialized, "sm_count", lambda device: 132)
+    tile, meta = Tile(128, 256, blocks=132), torch.device("meta", 7)
+    alone, shared = (
+        specialized.dealt(m, n, k, tile, meta) for m, n, k in ((1024, 14336 // 2, 4096), (1024, 2048, 28672))
+    )
+    assert alone.rest == 0
+    assert shared.rest > 0
+    f = facts("int4", [1, 128], 4096)
+    kinds = set()
+    for n, k in ((7168, 4096), (2048, 28672)):
+        x, out = torch.empty(1024, k, device=meta, dtype=torch.half), torch.empty(1024, n, device=meta)
+        kinds.add(specialized._kind(x, (x, x, None, None), None, f, out, tile))
+    assert len(kinds) == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import math
 from typing import Any
 
@@ -38,20 +40,27 @@ def test_takes(qtype: str, options: dict[str, Any], size: int, taken: bool) -> N
 
 
 def test_weights_are_settled_once_for_each_version() -> None:
-    codes, out = torch.zeros(16, 64, dtype=torch.uint8), torch.ones(1, 16)
+    out = torch.ones(1, 16)
 
-    def settled() -> bool:
+    def settled(codes: torch.Tensor, scale: torch.Tensor) -> bool:
         out.fill_(1)
-        stream.settle(codes, out)
+        stream.settle(out, codes, scale, None)
         return bool((out == 0).all())
 
-    assert settled()
-    assert not settled()
+    codes, scale = torch.zeros(16, 64, dtype=torch.uint8), torch.ones(16, 1)
+    assert settled(codes, scale)
+    assert not settled(codes, scale)
     codes += 1
-    assert settled()
-    assert not settled()
-    codes = codes.clone()
-    assert settled(), "another tensor"
+    assert settled(codes, scale)
+    scale *= 2
+    assert settled(codes, scale), "the scales are read ahead, too"
+    assert not settled(codes, scale)
+    assert settled(copy.deepcopy(codes), scale), "another tensor"
+    gc.collect()
+    count = len(stream._seen)
+    del codes
+    gc.collect()
+    assert len(stream._seen) == count - 1
 
 
 def test_every_split_has_work() -> None:

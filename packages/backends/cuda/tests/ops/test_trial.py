@@ -13,7 +13,7 @@ import quanto
 from quanto_backend_cuda import runtime
 from quanto_backend_cuda.layout import TILED
 from quanto_backend_cuda.ops import trial as module
-from quanto_backend_cuda.ops.trial import Trial
+from quanto_backend_cuda.ops.trial import Trial, agrees
 
 
 class Kernel:
@@ -40,7 +40,7 @@ def problem(device: str) -> Any:
     return x, weight, list(w.block_size), x @ w.dequantize(torch.float16).t()
 
 
-def run(trial: Trial, kernel: Kernel, problem: Any) -> torch.Tensor:
+def run(trial: Trial, kernel: Any, problem: Any) -> torch.Tensor:
     x, weight, block, right = problem
     out = torch.full_like(right, float("nan"))
     assert trial.run("kind", lambda: runtime.launch(kernel, (1,), out), x, weight, None, out, "int8", block)
@@ -72,3 +72,46 @@ def test_a_refused_kernel_serves_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     assert trial.serves(torch.device("cpu"))
     trial.refused = True
     assert not trial.serves(torch.device("cpu"))
+
+
+def test_rows_are_compared_each_by_its_own_size() -> None:
+    """The first token of a text has activations a hundred times those of the others."""
+    want = torch.tensor([[100.0, -90.0], [1.0, 0.5]])
+    assert agrees(want * 1.001, want) is True
+    assert agrees(torch.tensor([[100.0, -90.0], [0.0, 0.0]]), want) is False
+    assert agrees(torch.zeros(2, 2), torch.zeros(2, 2)) is None
+    nan = torch.tensor([[float("nan")] * 2, [1.0, 0.5]])
+    assert agrees(nan, nan) is True
+    assert agrees(want, nan) is False
+    assert agrees(nan[:1], nan[:1]) is None
+
+
+def test_zeros_prove_nothing(problem: Any) -> None:
+    x, weight, block, right = problem
+    trial, kernel = Trial("tests"), Kernel(torch.zeros_like(right))
+    kernel.let.set()
+    run(trial, kernel, (torch.zeros_like(x), weight, block, right))
+    assert not trial.checked
+    with pytest.warns(UserWarning, match="computes something else"):
+        assert not trial.run("kind", lambda: kernel[1](right), x, weight, None, torch.zeros_like(right), "int8", block)
+
+
+def test_a_lack_of_memory_is_no_refusal(problem: Any) -> None:
+    x, weight, block, right = problem
+    trial = Trial("tests")
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("full")
+
+    for checked in (set(), {"kind"}):
+        trial.checked = checked
+        with pytest.raises(torch.OutOfMemoryError):
+            trial.run("kind", full, x, weight, None, torch.empty_like(right), "int8", block)
+        assert not trial.refused
+
+
+def test_a_graph_without_the_kernel_is_said_once(recwarn: pytest.WarningsRecorder) -> None:
+    trial = Trial("tests", postpones=True)
+    for _ in range(2):
+        trial._say_late()
+    assert ["call the model twice" in str(said.message) for said in recwarn.list] == [True]

@@ -29,13 +29,16 @@ def activations(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...] = FLOATS) 
         raise TypeError(f"{name} must be one of {takes}, got {str(x.dtype).removeprefix('torch.')}")
 
 
-def weight(x_name: str, size: int, codes: Tensor, scale: Tensor, qtype: str, block: list[int], tiled: bool) -> None:
-    """Raises, naming the tensor, if the codes or the scales do not fit `size` columns.
+def weight(
+    x_name: str, size: int, codes: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, qtype: str,
+    block: list[int], tiled: bool,
+) -> None:  # fmt: skip
+    """Raises, naming the tensor, if the codes do not fit `size` columns, or the others the codes.
 
     Args:
         x_name: the argument whose last dimension `size` is.
         size: columns of the weight.
-        codes, scale, qtype, block: the weight.
+        codes, scale, zero, bias, qtype, block: the weight.
         tiled: whether the codes are padded to whole tiles.
     """
     q = get_qtype(qtype)
@@ -52,3 +55,10 @@ def weight(x_name: str, size: int, codes: Tensor, scale: Tensor, qtype: str, blo
             f"scale has {scale.shape[-1]} groups a row, block_size {list(block)} makes {-(-size // block[-1])} "
             f"of {size} columns"
         )
+    rows = codes.shape[-2]
+    if len(block) and scale.ndim > 1 and scale.shape[-2] != -(-rows // (block[-2] if len(block) > 1 else 1)):
+        raise ValueError(f"scale has {scale.shape[-2]} rows for {rows} of codes, block_size is {list(block)}")
+    if zero is not None and zero.shape != scale.shape:
+        raise ValueError(f"zero_point is {list(zero.shape)}, scale {list(scale.shape)}")
+    if bias is not None and bias.shape != codes.shape[:-1]:
+        raise ValueError(f"bias is {list(bias.shape)}, for {list(codes.shape[:-1])} rows of codes")

@@ -106,7 +106,7 @@ def dequantize(
 ) -> Tensor:
     """The operator; canonical weights of any rank whose leading dimensions do not share scales, tiled ones of two."""
     check.same_device(codes.device, scale=scale, zero_point=zero, global_scale=shared)
-    check.weight("the weight", size, codes, scale, qtype, block, tiled)
+    check.weight("the weight", size, codes, scale, zero, None, qtype, block, tiled)
     lead = codes.shape[:-1]
     flat = [t.contiguous().reshape(-1, t.shape[-1]) if t is not None and t.ndim else t for t in (codes, scale, zero)]
     pair = [1, *block][-2:] if block else block
@@ -128,7 +128,7 @@ def embedding(
 ) -> Tensor:
     """The operator on a canonical table; a row that does not exist is NaN, since a kernel cannot raise."""
     check.same_device(codes.device, indices=indices, scale=scale, zero_point=zero, global_scale=shared)
-    check.weight("the table", size, codes, scale, qtype, block, False)
+    check.weight("the table", size, codes, scale, zero, None, qtype, block, False)
     if indices.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"indices must be int32 or int64, got {indices.dtype}")
     raw, scale8 = raw_scale(scale)
@@ -180,7 +180,7 @@ def linear_input_grad(
     """`grad @ W`. A tiled weight that is too large is decoded in stretches of columns, whose products need no sum."""
     check.activations("grad", grad)
     check.same_device(grad.device, codes=codes, scale=scale, zero_point=zero, global_scale=shared)
-    check.weight("the weight", size, codes, scale, qtype, block, tiled)
+    check.weight("the weight", size, codes, scale, zero, None, qtype, block, tiled)
     if grad.shape[-1] != codes.shape[0]:
         raise ValueError(f"grad has {grad.shape[-1]} features, the weight has {codes.shape[0]} rows")
     g = grad.reshape(-1, grad.shape[-1])

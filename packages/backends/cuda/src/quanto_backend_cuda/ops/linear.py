@@ -53,7 +53,7 @@ def linear(
     check.activations("x", x)
     check.same_device(x.device, codes=codes, scale=scale, zero_point=zero, global_scale=shared, bias=bias)
     size = x.shape[-1]
-    check.weight("x", size, codes, scale, qtype, block, tiled)
+    check.weight("x", size, codes, scale, zero, bias, qtype, block, tiled)
     rows = x.reshape(-1, size).contiguous()
     count = codes.shape[0]
     shape = (*x.shape[:-1], count)
@@ -115,9 +115,10 @@ def grouped_linear(
 ) -> Tensor:
     """The operator: one launch for all experts, without asking the device how many tokens each has."""
     check.activations("x", x)
-    check.same_device(x.device, codes=codes, scale=scale, zero_point=zero, bias=bias, offsets=offsets)
+    given = {"codes": codes, "scale": scale, "zero_point": zero, "global_scale": shared, "bias": bias}
+    check.same_device(x.device, **given, offsets=offsets)
     size = x.shape[-1]
-    check.weight("x", size, codes, scale, qtype, block, False)
+    check.weight("x", size, codes, scale, zero, bias, qtype, block, False)
     if offsets.shape != codes.shape[:1] or offsets.dtype != torch.int32:
         raise ValueError(f"offsets must be int32 [{codes.shape[0]}], got {offsets.dtype} {tuple(offsets.shape)}")
     experts, count = codes.shape[:2]

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..runtime import launch, sm_count
+from ..runtime import launch
 from ..tables import Tile, nearest
 from ..workspace import locks
-from .specialized import shares
+from .specialized import dealt
 from .stream import settle
 from .trial import Trial
 from .weights import Facts
@@ -26,7 +26,6 @@ KERNEL = "product"
 TOKENS = 129
 #: what is known of the kernel.
 TRIAL = Trial("products of quantized activations")
-_STRIPE = 8
 _OUTPUTS = (torch.float16, torch.bfloat16)
 _TYPES = {"int8": torch.int8, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 
@@ -54,10 +53,11 @@ def product(
     """
     (m, size), n = x.shape, codes.shape[0]
     tile = nearest(KERNEL, qtype, m, n, size, x.device)
-    settle(codes, out)
+    settle(out, codes, scale)
     given = (typed(x, qtype), xs, typed(codes, qtype), scale, bias, out)
     ragged = (m % tile.bm > 0, n % tile.bn > 0, size % 128 > 0)
-    kind = (qtype, tile, ragged, None if bias is None else bias.dtype, scale.dtype, out.dtype, then, x.device.index)
+    parts = (None if bias is None else bias.dtype, scale.dtype, out.dtype, then)
+    kind = (qtype, tile, ragged, dealt(m, n, size, tile, x.device).rest > 0, parts, x.device.index)
     return TRIAL.run(
         kind, lambda: start(*given, tile, then), x, (codes,), bias, out, qtype, (),
         reference=reference,
@@ -88,22 +88,17 @@ def start(
 
     from ..kernels.product import product as kernel
 
-    m, size = x.shape
-    n = codes.shape[0]
-    chunks = -(-size // 128)
-    down, across = -(-m // tile.bm), -(-n // tile.bn)
-    blocks = sm_count(x.device)
-    whole, rest, sharers = shares(down * across, chunks, blocks, tile.blocks)
+    m, n = x.shape[0], codes.shape[0]
+    down, across, chunks, whole, rest, sharers, blocks = dealt(m, n, x.shape[1], tile, x.device)
     partial = counters = None
     if rest:
         sums = torch.int32 if x.dtype == torch.int8 else torch.float32
         partial = torch.empty(2 * sharers * tile.bn * tile.bm, dtype=sums, device=x.device)
         counters = locks(x.device, 2 * rest)
-    blocks = min(blocks, max(whole, sharers if rest else 0))
     half, columns = tile.bm // 2, min(tile.bn, 16384 // tile.bm)
     views = [(x, half, 128), (codes, tile.bn, 128), (out, half, columns)]
     a, b, c = (TensorDescriptor.from_tensor(t, [r, k], _layout(r, k, t.dtype)) for t, r, k in views)
     launch(
         kernel, (blocks,), a, xs, b, scale, bias, c, partial, counters, m, n, down, across, chunks, whole, rest,
-        sharers, STAGES=tile.stages, STRIPE=_STRIPE, THEN=then, num_warps=4, launch_pdl=True,
+        sharers, STAGES=tile.stages, STRIPE=tile.stripe, THEN=then, num_warps=4, launch_pdl=True,
     )  # fmt: skip

@@ -53,7 +53,9 @@ def scaled_linear(
     if x_codes.dtype != storage:
         raise TypeError(f"x_codes must be {storage} for {x_qtype}, got {x_codes.dtype}")
     size, n = x_codes.shape[-1], codes.shape[0]
-    check.weight("x_codes", size, codes, scale, qtype, block, False)
+    check.weight("x_codes", size, codes, scale, zero, bias, qtype, block, False)
+    if shared is not None:
+        raise ValueError(f"scaled_linear takes no global_scale; {qtype} was given one")
     x = x_codes.reshape(-1, size).contiguous()
     m = x.shape[0]
     token = x_scale.ndim > 0

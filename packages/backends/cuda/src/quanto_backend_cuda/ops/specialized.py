@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +17,13 @@ from .stream import settle
 from .trial import Trial
 from .weights import Facts, raw_scale, stretches
 
-__all__ = ["KERNEL", "TOKENS", "TRIAL", "shares", "specialized", "start", "takes"]
+__all__ = ["KERNEL", "TOKENS", "TRIAL", "dealt", "shares", "specialized", "start", "takes"]
 
 #: its tables.
 KERNEL = "specialized"
 #: from which on it is the fastest.
 TOKENS = 65
 _KINDS = frozenset({"int8", "int4", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"})
-_STRIPE = 8
 # Of tiles that do not fill the GPU once more: above, cutting them costs more than the multiprocessors that idle.
 _WORTH_CUTTING = 0.6
 #: what is known of the kernel.
@@ -42,7 +41,7 @@ def specialized(
     """Runs the kernel on contiguous tensors, weights tiled; False if it can't be used."""
     m, size = x.shape
     tile = nearest(KERNEL, qtype, m, out.shape[1], size, x.device)
-    settle(weight[0], out)
+    settle(out, *weight[:3])
     kind = _kind(x, weight, bias, f, out, tile)
     return TRIAL.run(kind, lambda: start(x, weight, bias, f, out, tile), x, weight, bias, out, qtype, block)
 
@@ -52,7 +51,8 @@ def _kind(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: 
     _, scale, zero, shared = weight
     ragged = (x.shape[0] % tile.bm > 0, out.shape[1] % tile.bn > 0, x.shape[1] % 128 > 0)
     parts = (zero is not None, shared is not None, None if bias is None else bias.dtype, scale.dtype, x.dtype)
-    return (f, tile, ragged, parts, x.device.index)
+    cut = dealt(x.shape[0], out.shape[1], x.shape[1], tile, x.device).rest > 0
+    return (f, tile, ragged, cut, parts, x.device.index)
 
 
 @functools.lru_cache(maxsize=64)
@@ -84,6 +84,28 @@ def shares(tiles: int, chunks: int, blocks: int, wanted: int) -> tuple[int, int,
     return tiles, 0, 1
 
 
+class Dealt(NamedTuple):
+    """Tiles of a result, `down` times `across`, each of `chunks` stretches; how they are shared, by how many blocks."""
+
+    down: int
+    across: int
+    chunks: int
+    whole: int
+    rest: int
+    sharers: int
+    blocks: int
+
+
+@functools.lru_cache(maxsize=1024)
+def dealt(m: int, n: int, size: int, tile: Tile, device: torch.device) -> Dealt:
+    """How the tiles of `m` tokens and `n` rows of `size` columns are dealt on the device."""
+    chunks = -(-size // 128)
+    down, across = -(-m // tile.bm), -(-n // tile.bn)
+    blocks = sm_count(device)
+    whole, rest, sharers = shares(down * across, chunks, blocks, tile.blocks)
+    return Dealt(down, across, chunks, whole, rest, sharers, min(blocks, max(whole, sharers if rest else 0)))
+
+
 def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> None:
     """Starts the kernel."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -91,21 +113,16 @@ def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: 
     from ..kernels.specialized import specialized as kernel
 
     codes, scale, zero, shared = weight
-    m, size = x.shape
     n = codes.shape[0]
-    chunks = -(-size // 128)
-    down, across = -(-m // tile.bm), -(-n // tile.bn)
-    blocks = min(sm_count(x.device), down * across if tile.blocks == 0 else 1 << 30)
-    whole, rest, sharers = shares(down * across, chunks, blocks, tile.blocks)
+    down, across, chunks, whole, rest, sharers, blocks = dealt(x.shape[0], n, x.shape[1], tile, x.device)
     partial = counters = None
     if rest:
         partial = torch.empty(2 * sharers * tile.bn * tile.bm, dtype=torch.float32, device=x.device)
         counters = locks(x.device, 2 * rest)
-    blocks = min(blocks, max(whole, sharers if rest else 0))
     views = [(x, tile.bm, 64), (out, tile.bm, tile.bn // 2)]
     a, b = (TensorDescriptor.from_tensor(t, [r, c], _layout(r, c, t.dtype)) for t, r, c in views)
     launch(
         kernel, (blocks,), a, codes.view(torch.uint8), raw_scale(scale)[0], zero, shared, bias, b, partial, counters,
         n, chunks, scale.shape[-1], down, across, whole, rest, sharers, KIND=f.kind, GROUP=f.group,
-        STAGES=tile.stages, STRIPE=_STRIPE, num_warps=4, launch_pdl=True,
+        STAGES=tile.stages, STRIPE=tile.stripe, AHEAD=tile.ahead or 1, num_warps=4, launch_pdl=True,
     )  # fmt: skip

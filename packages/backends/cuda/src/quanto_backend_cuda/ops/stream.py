@@ -7,6 +7,7 @@ in place since, is read behind an ordinary kernel, which waits for all that came
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ TOKENS = 64
 #: what is known of the kernel.
 TRIAL = Trial("few tokens")
 _KINDS = frozenset({"int8", "int4", "int3", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"})
-# Where a weight says which of its versions was read behind an ordinary kernel.
-_SEEN = "_quanto_cuda_seen"
+# By the id of a weight's codes: these, and the versions of its tensors that were read behind an ordinary kernel.
+_seen: dict[int, tuple[weakref.ref[Tensor], tuple[int, ...]]] = {}
 
 
 def takes(f: Facts, size: int, dtype: torch.dtype, zero: Tensor | None, scale: Tensor) -> bool:
@@ -46,7 +47,7 @@ def stream(
     if tile.kw == 0:
         return False
     codes, scale, zero, shared = weight
-    settle(codes, out)
+    settle(out, codes, scale, zero)
     given = (aligned(codes), aligned(scale), None if zero is None else aligned(zero), shared)
     rows = aligned(x)
     ragged = (x.shape[0] % tile.bm > 0, out.shape[1] % tile.bn > 0, x.shape[1] // 128 % tile.kw > 0)
@@ -56,12 +57,28 @@ def stream(
     return TRIAL.run(kind, lambda: start(rows, given, bias, f, out, tile), x, weight, bias, out, qtype, block)
 
 
-def settle(codes: Tensor, out: Tensor) -> None:
-    """Puts an ordinary kernel between whatever wrote a weight and its first reader."""
-    version = 0 if codes.is_inference() else codes._version
-    if getattr(codes, _SEEN, None) != version:
+def settle(out: Tensor, codes: Tensor, *rest: Tensor | None) -> None:
+    """Puts an ordinary kernel between whatever wrote a weight and its first reader.
+
+    A tensor made in inference mode counts no changes, nor does one that is changed through `.data`: such changes are
+    safe behind any kernel but one that itself lets the next begin early.
+
+    Args:
+        out: overwritten.
+        codes: of the weight.
+        *rest: its scales and zero points.
+    """
+    versions = tuple(0 if t is None or t.is_inference() else t._version for t in (codes, *rest))
+    key = id(codes)
+    found = _seen.get(key)
+    if found is None or found[0]() is not codes or found[1] != versions:
         out.zero_()
-        setattr(codes, _SEEN, version)
+        _seen[key] = (weakref.ref(codes, lambda gone: _forget(key, gone)), versions)
+
+
+def _forget(key: int, gone: weakref.ref[Tensor]) -> None:
+    if key in _seen and _seen[key][0] is gone:  # the id may have been given away by now
+        del _seen[key]
 
 
 def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> None:

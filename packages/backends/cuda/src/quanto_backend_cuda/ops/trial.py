@@ -5,7 +5,8 @@ Gluon is experimental, and compiles what a version of Triton makes of it. So a c
 cuBLAS; what Triton refuses or computes otherwise is said once, and other kernels go on. The kernel compiles in another
 thread while the call waits for decoding and cuBLAS to compile. Where it takes seconds their result is the answer to the
 first call, and the second waits for the kernel: kinds that a model has several of compile side by side, and what a call
-computes depends on its place in the row, never on time.
+computes depends on its place in the row, never on time. While a CUDA graph is recorded nothing can be compared, so what
+was not believed before is recorded with another kernel, which is said once.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from torch import Tensor
 from ..runtime import compiling, interpreted, warpgroups
 from .dense import linear_by_parts
 
-__all__ = ["Trial", "gluon"]
+__all__ = ["Trial", "agrees", "gluon"]
 
-# Share of the largest value by which the first call may differ from decoding and cuBLAS, which round the same weight.
+# Share of a row's largest value by which the first call may differ from decoding and cuBLAS: both round the weight.
 _SAME = 0.02
 
 
@@ -54,6 +55,7 @@ class Trial:
         self.postpones = postpones
         self.refused = False
         self.checked: set[Any] = set()
+        self._late = False
         self._begun: dict[Any, _Compiling] = {}
         self._mutex = threading.Lock()
 
@@ -83,9 +85,11 @@ class Trial:
             reference: computes the same otherwise; default: by decoding the weight and cuBLAS.
         """
         if kind in self.checked:
-            return self._try(start)
+            start()  # it compiled once, so what it raises now is not that Triton refuses it
+            return True
         if torch.cuda.is_current_stream_capturing() if x.is_cuda else False:
-            return False  # nothing can be compared now
+            self._say_late()
+            return False
         with self._mutex:
             begun = self._begun.get(kind)
             first = begun is None
@@ -97,10 +101,11 @@ class Trial:
             return True
         if not self._try(begun.wait) or not self._try(start):
             return False
-        if not bool(want.isfinite().all()):
+        right = agrees(out, want)
+        if right is None:  # nothing to compare: zeros, infinities
             out.copy_(want)
             return True
-        if not _same(out, want):
+        if not right:
             (m, k), n = x.shape, out.shape[1]
             self._refuse(f"it computes something else for {qtype} of {n}x{k} and {m} token{'s' * (m > 1)}")
             return False
@@ -112,10 +117,20 @@ class Trial:
         """Calls; False, said once, if that raises."""
         try:
             call()
+        except torch.OutOfMemoryError:
+            raise  # of the caller's model
         except Exception as error:  # whatever a version of an experimental language may raise
             self._refuse(f"Triton refuses it: {_words(error)}")
             return False
         return True
+
+    def _say_late(self) -> None:
+        if self._late:
+            return
+        self._late = True
+        again = "twice" if self.postpones else "once"
+        said = f"a CUDA graph is recorded with a slower kernel than that for {self.what}, which was not tried before"
+        warnings.warn(f"{said}; call the model {again} with as many tokens before it is recorded", stacklevel=5)
 
     def _refuse(self, why: str) -> None:
         self.refused = True
@@ -133,6 +148,8 @@ class _Compiling:
         try:
             with compiling() as work:
                 start()
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:
             self._error = error
             return
@@ -155,8 +172,21 @@ class _Compiling:
             raise self._error
 
 
-def _same(got: Tensor, want: Tensor) -> bool:
-    return bool(((got.float() - want.float()).abs() <= _SAME * want.float().abs().max()).all())
+def agrees(got: Tensor, want: Tensor) -> bool | None:
+    """Whether two results `[rows, columns]` are the same but for rounding, each row by its own largest value.
+
+    Returns:
+        None where no row of `want` tells: zeros, or values that are not finite. Rows of NaN must be such in both.
+    """
+    got, want = got.float(), want.float()
+    size = want.abs().amax(-1, keepdim=True)
+    tells = size.isfinite() & (size > 0)
+    nan = want.isnan().all(-1, keepdim=True)
+    right = ((got - want).abs() <= _SAME * size) | ~tells
+    right &= got.isnan() | ~nan
+    if not bool(right.all()):
+        return False
+    return True if bool(tells.any()) else None
 
 
 def _words(error: BaseException) -> str:

@@ -10,15 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
+from ..ops.trial import agrees
 from ..tables import Tile, nearest
 from .candidates import candidates
 from .problem import Operands, Problem
 from .timing import replayed
 
 __all__ = ["Found", "search", "time_tile"]
-
-# Share of the largest value by which two tiles may differ: they add in another order.
-_SAME = 0.02
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def _best(
             operands.out.fill_(float("nan"))
             operands.call(tile)
             got = operands.out.clone()
-            if expected is not None and not _same(got, expected):
+            if expected is not None and agrees(got, expected) is False:
                 raise RuntimeError("computes something else")
             times[tile] = measure(operands, tile, device)
             expected = got if expected is None else expected
@@ -134,7 +132,3 @@ def _best(
         return None
     best = min(times, key=lambda tile: times[tile])
     return Found(problem, times.get(now), best, times[best], len(times), failed)
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool(((a.float() - b.float()).abs() <= _SAME * b.float().abs().max()).all())
