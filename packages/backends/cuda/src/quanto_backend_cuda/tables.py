@@ -53,6 +53,7 @@ class Tile:
         tma: read tiles through tensor descriptors.
         ahead: pieces of the weight (tiles of 16 x 128, or 512 bytes of a row) to fetch into the L2 while the kernel
             before still runs; a power of two.
+        stripe: tiles of tokens whose blocks are neighbours, where tiles are dealt in stripes.
     """
 
     bn: int
@@ -66,6 +67,7 @@ class Tile:
     bk: int = 128
     tma: bool = False
     ahead: int = 0
+    stripe: int = 8
 
     def to_dict(self) -> dict[str, Any]:
         """What is not the default, as tables have it; the two sizes always."""

@@ -124,5 +124,5 @@ def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: 
     launch(
         kernel, (blocks,), a, codes.view(torch.uint8), raw_scale(scale)[0], zero, shared, bias, b, partial, counters,
         n, chunks, scale.shape[-1], down, across, whole, rest, sharers, KIND=f.kind, GROUP=f.group,
-        STAGES=tile.stages, STRIPE=tile.stripe, AHEAD=tile.ahead or 1, num_warps=4, launch_pdl=True,
+        STAGES=tile.stages, STRIPE=tile.stripe, num_warps=4, launch_pdl=True,
     )  # fmt: skip
