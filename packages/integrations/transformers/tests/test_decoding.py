@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tiny import auto_class
 from transformers import CompileConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from quanto_transformers import QuantoConfig, decode_ahead
 
@@ -22,13 +24,13 @@ def model(saved: Saved) -> Any:
     return auto_class("llama").from_pretrained(saved("llama"), quantization_config=QuantoConfig("int8"))
 
 
-def both(model: Any, **options: Any) -> tuple[Any, Any]:
+def both(model: Any, ahead: Any = decode_ahead, **options: Any) -> tuple[Any, Any]:
     """The texts of transformers' loop, and of ours."""
     torch.manual_seed(0)
     ids = torch.randint(3, 300, (3, 9))
     options = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": False, **options}
     found = []
-    for loop in (None, decode_ahead):
+    for loop in (None, ahead):
         torch.manual_seed(1)
         found.append(model.generate(ids, custom_generate=loop, **options))
     return found[0], found[1]
@@ -77,19 +79,62 @@ def test_what_is_left_to_transformers(model: Any) -> None:
     assert len(got.logits) == 4
     want, got = both(model, max_new_tokens=4, use_cache=False)
     assert torch.equal(got, want)
-    with pytest.raises(ValueError, match="num_beams is 2"):
-        both(model, max_new_tokens=4, num_beams=2)
+
+
+def test_what_it_would_drop_is_refused(model: Any) -> None:
+    for option, words in (
+        ({"num_beams": 2}, "num_beams is 2"),
+        ({"prompt_lookup_num_tokens": 3}, "lookup_num_tokens is 3"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.generate(torch.ones(1, 4, dtype=torch.long), custom_generate=decode_ahead, max_new_tokens=4, **option)
+    early = functools.partial(decode_ahead, early=True)
+    with pytest.raises(ValueError, match="compile_config is given"):
+        both(model, early, max_new_tokens=4, compile_config=CompileConfig())
+
+
+@pytest.mark.parametrize("ends", [[-1], list(range(0, 300, 7))])
+def test_streams_one_token_late(model: Any, ends: list[int]) -> None:
+    class Kept(BaseStreamer):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.put_: list[torch.Tensor] = []
+            self.ended = 0
+
+        def put(self, value: torch.Tensor) -> None:
+            self.put_.append(value)
+
+        def end(self) -> None:
+            self.ended += 1
+
+    ids = torch.randint(3, 300, (1, 5))
+    options = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": False, "eos_token_id": ends}
+    found = []
+    for streamer, loop in ((a := Kept(), None), (b := Kept(), functools.partial(decode_ahead, streamer=b))):
+        found.append(model.generate(ids, max_new_tokens=9, streamer=streamer, custom_generate=loop, **options))
+    assert torch.equal(found[0], found[1])
+    assert a.ended == b.ended == 1
+    assert [t.flatten().tolist() for t in b.put_] == [t.flatten().tolist() for t in a.put_]
+
+
+def test_samples_that_end_draw_one_more(model: Any) -> None:
+    """The texts are the same; the generator has then moved by one token."""
+    ends = list(range(0, 300, 5))
+    want, got = both(model, max_new_tokens=30, do_sample=True, eos_token_id=ends)
+    assert torch.equal(got, want)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_compiled_texts_are_the_same(saved: Saved) -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_compiled_texts_are_the_same(saved: Saved, early: bool) -> None:
     """With CUDA graphs, which are replayed before the host has seen the token."""
-    folder = saved("llama", torch.bfloat16)
+    folder = saved("llama", torch.float32)
     model = auto_class("llama").from_pretrained(folder, quantization_config=QuantoConfig("int8"), device_map="cuda")
     ids = torch.randint(3, 300, (2, 9), device="cuda")
     options = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": False, "min_new_tokens": 20}
     options |= {"max_new_tokens": 20, "cache_implementation": "static"}
     want = model.generate(ids, compile_config=CompileConfig(mode="default"), **options)
     for _ in range(3):
-        assert torch.equal(model.generate(ids, custom_generate=decode_ahead, **options), want)
+        got = model.generate(ids, custom_generate=functools.partial(decode_ahead, early=early), **options)
+        assert torch.equal(got, want)
+    assert model.config._attn_implementation == "sdpa"
