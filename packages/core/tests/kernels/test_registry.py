@@ -7,12 +7,14 @@ import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from quanto import reference
-from quanto.kernels import KernelConflict, KernelFallbackWarning, KernelRegistry, KernelSpec, Layout, Request
+from quanto.kernels import KernelConflict, KernelFallbackWarning, KernelRegistry, KernelSpec, Layout, Request, selfcheck
 
 Make = Callable[..., KernelSpec]
 Key = Callable[..., str]
@@ -263,6 +265,34 @@ def test_each_kind_of_problem_is_checked(registry: KernelRegistry, make: Make, k
     with pytest.warns(RuntimeWarning, match=r"test\.kernel"):
         assert _name(registry, key(), torch.float16) == "reference.linear"
     assert _name(registry, key()) == "reference.linear", "nobody trusts it any more"
+
+
+def test_the_check_of_a_kernel_that_compiles_begins_when_weights_are_arranged(
+    registry: KernelRegistry, make: Make, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, let = [], threading.Event()
+
+    class Slow(selfcheck.Check):
+        def __init__(self, spec: KernelSpec, *given: Any) -> None:
+            begun.append(spec.name)
+            super().__init__(spec, *given)
+
+        def _run(self) -> None:
+            assert let.wait(10)
+            self._found.append(None)
+
+    monkeypatch.setattr(selfcheck, "Check", Slow)
+    registry.register(make("test.slow", compiles=True, device="cuda"))
+    registry.register(make("test.here", compiles=True))
+    for device in ("cuda", "cuda", "cpu"):
+        request = Request.parse("linear", key(), device, torch.float32)
+        registry.layout_for(replace(request, shape=(32 + len(begun), 64)))
+    assert begun == ["test.slow"], "once, and not for the CPU"
+    let.set()
+    assert registry.name_for("linear", key(), "cuda", torch.float32) == "test.slow"
+    assert begun == ["test.slow"], "the first call waits for it"
+    registry.name_for("linear", key(), "cuda", torch.float16)
+    assert begun == ["test.slow"] * 2, "another kind"
 
 
 @pytest.mark.filterwarnings("always")

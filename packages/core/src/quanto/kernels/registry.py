@@ -13,13 +13,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..weight import CANONICAL
 from .layout import WEIGHT_AT, Layout
 from .spec import KernelSpec, Request
+
+if TYPE_CHECKING:
+    from .selfcheck import Check
 
 __all__ = ["Candidate", "Choice", "KernelConflict", "KernelFallbackWarning", "KernelRegistry", "kernels"]
 
@@ -78,6 +81,7 @@ class KernelRegistry:
         self._fastest: dict[Request, str] = {}
         self._distrusted: dict[str, str] = {}
         self._checked: set[tuple[object, ...]] = set()
+        self._begun: dict[tuple[object, ...], Check] = {}
         self._warned: set[str] = set()
         self._origin = _CORE
         self._lock = threading.RLock()
@@ -161,8 +165,23 @@ class KernelRegistry:
         """The layout of the fastest kernel for a weight, whatever its present one; a model has many alike."""
         known = self._fastest
         if request not in known:
-            known[request] = self.choose(request, any_layout=True).spec.layout
+            spec = self.choose(request, any_layout=True).spec
+            known[request] = spec.layout
+            self._begin(spec, request)
         return known[request]
+
+    def _begin(self, spec: KernelSpec, request: Request) -> None:
+        """Begins the self check of a kernel that compiles, while a model's weights are arranged for it."""
+        from .selfcheck import Check
+
+        if not spec.compiles or request.device == "cpu":
+            return
+        subject = (spec.name, *_kind(request))
+        with self._lock:
+            if subject in self._checked or subject in self._begun:
+                return
+            reference = self.specs[f"reference.{request.op}"].fn
+            self._begun[subject] = Check(spec, request, self.layouts.get(spec.layout), reference)
 
     def choose(self, request: Request, any_layout: bool = False) -> Choice:
         """Chooses without running anything.
@@ -217,7 +236,7 @@ class KernelRegistry:
         return replace(reference, name=name, layout=request.layout)
 
     def _choose_and_check(self, op: str, key: str, device: str, dtype: torch.dtype, activations: str) -> str:
-        from .selfcheck import check
+        from .selfcheck import Check
 
         request = Request.parse(op, key, device, dtype, activations)
         while True:
@@ -227,7 +246,10 @@ class KernelRegistry:
             subject = (spec.name, *_kind(request))
             if spec.reference or subject in self._checked:
                 break
-            lie = check(spec, request, self.layouts.get(spec.layout), self.specs[f"reference.{op}"].fn)
+            begun = self._begun.pop(subject, None)
+            if begun is None:
+                begun = Check(spec, request, self.layouts.get(spec.layout), self.specs[f"reference.{op}"].fn)
+            lie = begun.result()
             if lie is None:
                 self._checked.add(subject)
                 break

@@ -20,7 +20,7 @@ from .layout import Layout
 from .problems import arguments, compare_result, default_tolerance, random_weight
 from .spec import KernelSpec, Request
 
-__all__ = ["check"]
+__all__ = ["Check", "check"]
 
 _MAX_SIZE = 1024
 _MIN_ROWS = 32  # errors are judged by the root mean square of a row of the result, which few elements do not have
@@ -50,24 +50,37 @@ def _smaller(request: Request) -> Request:
 
 
 def check(spec: KernelSpec, request: Request, layout: Layout | None, reference: Callable[..., Any]) -> str | None:
-    """Compares a kernel with the reference; returns what is wrong, or None.
+    """Compares a kernel with the reference; returns what is wrong, or None."""
+    return Check(spec, request, layout, reference).result()
+
+
+class Check:
+    """A comparison of a kernel with the reference, begun.
 
     Runs in a thread of its own: dispatch modes, autocast, gradients and fake tensors of the caller are thread-local and
     so cannot reach it, not even while a graph is being traced.
     """
-    found: list[str | None] = []
 
-    def run() -> None:
+    def __init__(
+        self, spec: KernelSpec, request: Request, layout: Layout | None, reference: Callable[..., Any]
+    ) -> None:
+        self._found: list[str | None] = []
+        self._given = (spec, request, layout, reference)
+        self._thread = threading.Thread(target=self._run, name=f"quanto-selfcheck-{spec.name}")
+        self._thread.start()
+
+    def _run(self) -> None:
+        spec, request, layout, reference = self._given
         try:
             with torch.no_grad():
-                found.append(_compare(spec, _smaller(request), layout, reference))
+                self._found.append(_compare(spec, _smaller(request), layout, reference))
         except BaseException as error:  # SystemExit too: nobody else would hear of it
-            found.append(f"raised {type(error).__name__}: {error}")
+            self._found.append(f"raised {type(error).__name__}: {error}")
 
-    thread = threading.Thread(target=run, name=f"quanto-selfcheck-{spec.name}")
-    thread.start()
-    thread.join()
-    return found[0]
+    def result(self) -> str | None:
+        """What is wrong, or None; waits for it."""
+        self._thread.join()
+        return self._found[0]
 
 
 def _compare(spec: KernelSpec, request: Request, layout: Layout | None, reference: Callable[..., Any]) -> str | None:

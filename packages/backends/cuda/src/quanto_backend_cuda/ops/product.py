@@ -13,6 +13,7 @@ from torch import Tensor
 from ..runtime import launch
 from ..tables import Tile, nearest
 from ..workspace import locks
+from . import cublas
 from .specialized import dealt
 from .stream import settle
 from .trial import Trial
@@ -56,6 +57,13 @@ def product(
     settle(out, codes, scale)
     given = (typed(x, qtype), xs, typed(codes, qtype), scale, bias, out)
     ragged = (m % tile.bm > 0, n % tile.bn > 0, size % 128 > 0)
+    if tile.kw == 0 and cublas.takes(qtype, scale, bias, out, then) and cublas.TRIAL.serves(x.device):
+        four = (*given[:4], out)
+        if cublas.TRIAL.run(
+            (scale.dtype, x.device.index), lambda: cublas.start(*four), x, (codes,), None, out, qtype, (),
+            reference=reference,
+        ):  # fmt: skip
+            return True
     parts = (None if bias is None else bias.dtype, scale.dtype, out.dtype, then)
     kind = (qtype, tile, ragged, dealt(m, n, size, tile, x.device).rest > 0, parts, x.device.index)
     return TRIAL.run(

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Trial`: kernels in Gluon are believed only after one call of each kind of problem was right.
 
-Gluon is experimental, and compiles what a version of Triton makes of it. So a call is compared with decoding and
-cuBLAS; what Triton refuses or computes otherwise is said once, and other kernels go on. The kernel compiles in another
-thread while the call waits for decoding and cuBLAS to compile. Where it takes seconds their result is the answer to the
-first call, and the second waits for the kernel: kinds that a model has several of compile side by side, and what a call
-computes depends on its place in the row, never on time. While a CUDA graph is recorded nothing can be compared, so what
-was not believed before is recorded with another kernel, which is said once.
+Gluon is experimental, and compiles what a version of Triton makes of it. So a call is compared with what torch alone
+computes; what Triton refuses or computes otherwise is said once, and other kernels go on. The kernel compiles in
+another thread. Where it takes seconds the result of torch is the answer to the first call, and the second waits for the
+kernel: kinds that a model has several of compile side by side, and what a call computes depends on its place in the
+row, never on time. While a CUDA graph is recorded nothing can be compared, so what was not believed before is recorded
+with another kernel, which is said once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from ..runtime import compiling, interpreted, warpgroups
-from .dense import linear_by_parts
+from .plain import linear_by_torch
 
 __all__ = ["Trial", "agrees", "gluon"]
 
-# Share of a row's largest value by which the first call may differ from decoding and cuBLAS: both round the weight.
+# Share of a row's largest value by which the first call may differ from torch's, which rounds the same weight.
 _SAME = 0.02
 
 
@@ -82,7 +82,7 @@ class Trial:
             kind: what makes another kernel of it.
             start: starts the kernel.
             x, weight, bias, out, qtype, block: operands, the weight tiled, and the result.
-            reference: computes the same otherwise; default: by decoding the weight and cuBLAS.
+            reference: computes the same otherwise; default: by torch alone, which compiles nothing.
         """
         if kind in self.checked:
             start()  # it compiled once, so what it raises now is not that Triton refuses it
@@ -95,7 +95,7 @@ class Trial:
             first = begun is None
             if begun is None:
                 begun = self._begun[kind] = _Compiling(start, x.device)
-        want = linear_by_parts(x, weight, bias, qtype, block, True) if reference is None else reference()
+        want = linear_by_torch(x, weight, bias, qtype, block) if reference is None else reference()
         if first and self.postpones:
             out.copy_(want)
             return True
