@@ -46,7 +46,8 @@ def overhead(calls: int) -> dict[str, float]:
     layer = quanto.freeze(quanto.quantize(nn.Linear(64, 64), "int8"))
     problem = Problem(64, 64)
     tensors, qtype, blocks = panels(problem, "int8")
-    exact, integer = OPS.linear_panels.default, OPS.linear_integer_panels.default
+    # what quanto's layers call: the function in C++ that an overload wraps in Python, as F.linear is one
+    exact, integer = OPS.linear_panels.default._op, OPS.linear_integer_panels.default._op
     weight, bias = plain.weight.detach(), plain.bias.detach()  # a module's attributes take 0.3 us each
     subjects: dict[str, Callable[[], Any]] = {
         "F.linear": lambda: F.linear(x, weight, bias),
