@@ -41,7 +41,7 @@ def bars(rows: list[Row]) -> list[Row]:
     for shape in (_S, _W, _L):
         mine = us("int4 g128", shape, 64)
         add("int4: speed over Marlin", shape, 64, _ratio(_MARLIN[shape][64], mine), 1.25)
-        for m, limit in ((256, 1.0), (4096, 0.97)):
+        for m, limit in ((256, 1.0), (1024, 0.97), (4096, 0.97)):
             add("int4: speed over cuBLAS bf16", shape, m,
                 _ratio(us("bf16", shape, m, "cuBLAS"), us("int4 g128", shape, m)), limit)  # fmt: skip
             alone = us("_scaled_mm float8, GEMM alone", shape, m, "PyTorch")

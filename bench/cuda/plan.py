@@ -44,7 +44,7 @@ def parse(arguments: list[str]) -> tuple[Plan, argparse.Namespace]:
     """The plan, and the options as they were given."""
     parser = argparse.ArgumentParser(prog="python -m bench.kernels --backend cuda", description=__doc__)
     parser.add_argument("--shape", action="append", metavar="NxK", help="default: the three of the bars")
-    parser.add_argument("--tokens", action="append", type=int, help="default: 1, 16, 64, 256, 4096")
+    parser.add_argument("--tokens", action="append", type=int, help="default: 1, 16, 64, 256, 1024, 4096")
     parser.add_argument("--only", default="", metavar="WORDS", help="candidates whose source or name has these words")
     parser.add_argument("--seconds", type=float, default=600, help="stop after so long; what was measured is kept")
     parser.add_argument("--quick", action="store_true", help="one small shape: whether all works; writes nothing")
@@ -54,5 +54,5 @@ def parse(arguments: list[str]) -> tuple[Plan, argparse.Namespace]:
     options = parser.parse_args(arguments)
     shapes = options.shape or (["512x1024"] if options.quick else ["4096x4096", "14336x4096", "8192x28672"])
     pairs = [tuple(int(size) for size in shape.replace("×", "x").split("x")) for shape in shapes]
-    tokens = options.tokens or ([1, 64] if options.quick else [1, 16, 64, 256, 4096])
+    tokens = options.tokens or ([1, 64] if options.quick else [1, 16, 64, 256, 1024, 4096])
     return Plan(tuple((n, k) for n, k in pairs), tuple(tokens), options.only, options.seconds, options.quick), options

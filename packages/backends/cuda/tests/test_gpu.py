@@ -220,6 +220,26 @@ def test_many_quantized_tokens(
 
 
 @torch.no_grad()
+@pytest.mark.skipif(not HOPPER, reason="Hopper")
+@pytest.mark.parametrize("tokens", [129, 1000])
+def test_many_quantized_tokens_by_cublas(tokens: int, monkeypatch: Any) -> None:
+    from quanto_backend_cuda.ops import cublas, product
+    from quanto_backend_cuda.tables import Tile
+
+    monkeypatch.setattr(product, "nearest", lambda *problem: Tile(128, 128, 0, stages=6))
+    torch.manual_seed(0)
+    ops = torch.ops.quanto_cuda
+    qtype = "float8_e4m3fn"
+    w = quanto.quantize_tensor(torch.randn(2064, 1040, device="cuda", dtype=torch.bfloat16), qtype)
+    x = torch.randn(tokens, 1040, device="cuda", dtype=torch.bfloat16)
+    codes, scale = ops.dynamic_quantize(x, qtype, torch.float32)
+    values = codes.view(torch.float8_e4m3fn).double() * scale.double()
+    want = values @ w.dequantize(torch.float32).double().t()
+    rest = (w.codes, w.scale, None, None, None, qtype, qtype, list(w.block_size), None, torch.bfloat16)
+    believed(cublas.TRIAL, lambda: ops.scaled_linear_float8(codes, scale, *rest), want, monkeypatch)
+
+
+@torch.no_grad()
 def test_few_tokens_read_a_weight_that_was_just_written() -> None:
     """The kernel reads the weight ahead of the kernel before it, but not ahead of the one that writes it.
 

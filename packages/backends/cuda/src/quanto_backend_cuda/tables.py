@@ -45,7 +45,7 @@ class Tile:
 
     Attributes:
         bn, bm: rows of the weight and tokens per block of threads.
-        kw: stretches of the input dimension per tile (few tokens); 0: another kernel is faster.
+        kw: stretches of the input dimension per tile (few tokens); 0: another kernel, or cuBLAS, is faster.
         warps, stages: of Triton.
         blocks: how many blocks of threads the GPU should get; the input dimension is split until it has them.
         on_weight: scale the weight instead of the product.

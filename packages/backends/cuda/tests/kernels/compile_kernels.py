@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 import quanto
 from quanto_backend_cuda import runtime
 from quanto_backend_cuda.layout import TILED
-from quanto_backend_cuda.ops import dense, encode, linear, product, scaled, specialized, stream
+from quanto_backend_cuda.ops import cublas, dense, encode, linear, product, scaled, specialized, stream
 from quanto_backend_cuda.ops.trial import Trial
 from quanto_backend_cuda.ops.weights import facts
 from quanto_backend_cuda.tables import Tile
@@ -166,7 +166,7 @@ def few_tokens() -> None:
 
 def run() -> None:
     if NVIDIA and TARGET.arch == 90:
-        specialized.sm_count = product.sm_count = lambda device: 132
+        specialized.sm_count = lambda device: 132
         many_tokens()
         quantized()
         few_tokens()
@@ -243,11 +243,12 @@ def run() -> None:
     for bits in (2, 3, 4):
         packed = encode.pack(torch.randint(0, 1 << bits, (9, 24), dtype=torch.uint8), bits)
         encode.unpack(packed, bits, 24)
+    cublas.widened(torch.ones(264, 1, dtype=torch.bfloat16))
 
 
 def main() -> None:
     Trial.serves = lambda self, device: False  # type: ignore[method-assign]  # compiled on their own, see `many_tokens`
-    for module in (dense, encode, linear, product, scaled, specialized, stream):
+    for module in (cublas, dense, encode, linear, product, scaled, specialized, stream):
         for name, value in (
             ("launch", launch),
             ("assembly", lambda device, kind: NVIDIA and (kind != "float8_e4m3fn" or TARGET.arch >= 89)),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .addresses import lanes, rows_at, scale_at, scale_value
 from .decode import decode, element
-from .linear import lanes, rows_at, scale_at, scale_value
 
 __all__ = ["decode_rows", "decode_tiles"]
 

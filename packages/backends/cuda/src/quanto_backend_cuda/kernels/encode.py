@@ -11,7 +11,8 @@ from itertools import pairwise
 import triton
 import triton.language as tl
 
-from .linear import scale_at, scale_value
+from .addresses import scale_at, scale_value
+from .dependent import launch_dependents, wait_for_kernel_ahead
 
 __all__ = ["encode_rows", "encode_tokens"]
 
@@ -180,8 +181,8 @@ def encode_tokens(
     """
     row = tl.program_id(0).to(tl.int64)
     if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        wait_for_kernel_ahead()
+        launch_dependents()
     AMAX: tl.constexpr = 127.5 if KIND == "int8" else (448.0 if KIND == "float8_e4m3fn" else 57344.0)
     if WHOLE:
         k = tl.arange(0, BK)
@@ -236,3 +237,14 @@ def _token_codes(value, codes, KIND: tl.constexpr, CAST: tl.constexpr):
         return integer(value, None, 8).to(codes.dtype.element_ty)
     else:
         return float8(value, KIND == "float8_e4m3fn", CAST)
+
+
+@triton.jit(do_not_specialize=["N"])
+def widen(scale, out, N, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """Scales `[N]` in float32. They are read while the kernel ahead still runs, and written after it."""
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = scale_value(tl.load(scale + n, mask=n < N, other=0.0), "")
+    if PDL:
+        wait_for_kernel_ahead()
+        launch_dependents()
+    tl.store(out + n, value, mask=n < N)

@@ -23,8 +23,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .addresses import scale_value
 from .dependent import launch_dependents, wait_for_kernel_ahead
-from .linear import scale_value
 from .pieces import after, gathered, piece, pieces, place
 from .scaled import through
 

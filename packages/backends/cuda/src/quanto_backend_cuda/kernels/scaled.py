@@ -10,8 +10,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .addresses import fetch, scale_at
+from .dependent import launch_dependents, wait_for_kernel_ahead
 from .encode import float8, integer
-from .linear import fetch, scale_at
 
 __all__ = ["few", "many"]
 
@@ -166,8 +167,8 @@ def few(
         row = tl.minimum(pn * BN + i % BN, N - 1).to(tl.int64)
         fetch(codes + row * width + byte, byte + 512 <= past, 512)
     if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        wait_for_kernel_ahead()
+        launch_dependents()
     for c in tl.range(begin, end, KW, num_stages=STAGES):
         if EVEN and not TAIL:
             a = tl.load(xs + c * BK)

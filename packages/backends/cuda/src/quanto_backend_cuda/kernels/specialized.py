@@ -25,9 +25,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .addresses import row_bytes, rows_at, scale_at, scale_value
 from .decode import halves as negated
 from .dependent import launch_dependents, wait_for_kernel_ahead
-from .linear import row_bytes, rows_at, scale_at, scale_value
 from .operand import operand, twice
 from .pieces import after, gathered, piece, pieces, place
 

@@ -18,15 +18,15 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
+from .addresses import row_bytes, rows_at, scale_value
+from .copies import copy_weight, copy_x, lines_at, stretch_at, thirds_at
 from .decode import halves as negated
 from .dependent import launch_dependents, wait_for_kernel_ahead
-from .linear import row_bytes, rows_at, scale_value
 from .operand import operand
 
 __all__ = ["stream"]
 
-# Newer versions of Triton have other names.
-_copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+# Newer versions of Triton have another name.
 _barrier = getattr(gl, "thread_barrier", None) or gl.barrier
 
 
@@ -60,83 +60,6 @@ def _half_layout(ROWS, WORDS, WARPS):
     lanes = [[0, 1, 0], [0, 2, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0]]
     warps = [[16 * i, 0, 0] for i in _bits(WARPS)]
     return gl.DistributedLinearLayout(registers, lanes, warps, [], [ROWS, 4, WORDS])
-
-
-@gluon.jit
-def _copy_lines(to, stage, at, c, end, N, pn, BN: gl.constexpr, GROUP: gl.constexpr):
-    """Starts the copy of scales or zero points: lines of 16 rows, or of all rows of a smaller block."""
-    ROWS: gl.constexpr = to.shape[1]
-    PER: gl.constexpr = GROUP // 128 if GROUP >= 128 else 1
-    J: gl.constexpr = 128 // GROUP if GROUP < 128 else 1
-    LINE: gl.constexpr = at.shape[1]
-    line = gl.arange(0, at.shape[0], gl.SliceLayout(1, at.type.layout)) * LINE
-    chunk = c + line // BN
-    has = ((chunk < end) & (pn * BN + line % BN < N))[:, None]
-    for j in gl.static_range(J):
-        here = at + (chunk // PER * (J * 16) + j * 16)[:, None]
-        _copy(to.index(stage * J + j).reshape((ROWS // LINE, LINE)), here, mask=has)
-
-
-@gluon.jit
-def _lines(pointer, pn, G, R: gl.constexpr, BN: gl.constexpr):
-    """Where the lines of group 0 begin."""
-    LINE: gl.constexpr = 16 if BN >= 16 else BN
-    SIZE: gl.constexpr = pointer.dtype.element_ty.primitive_bitwidth // 8
-    MOST: gl.constexpr = 16 // SIZE
-    EACH: gl.constexpr = LINE if LINE < MOST else MOST
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, EACH], [32 * EACH // LINE, LINE // EACH], [gl.num_warps(), 1], [1, 0])
-    line = gl.arange(0, R // LINE, gl.SliceLayout(1, LAYOUT)) * LINE
-    n = pn * BN + line % BN
-    return pointer + ((n // 16 * (G * 16) + n % 16)[:, None] + gl.arange(0, LINE, gl.SliceLayout(0, LAYOUT))[None, :])
-
-
-@gluon.jit
-def _thirds(words, pn, C, R: gl.constexpr, BN: gl.constexpr):
-    """Where the third bits of int3 begin, behind the two low bits of 16 rows."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [32, 1], [gl.num_warps(), 1], [1, 0])
-    row = gl.arange(0, R, gl.SliceLayout(1, LAYOUT))
-    n = pn * BN + row % BN
-    base, STEP = rows_at(n, C, "int3", True)
-    at = base - n % 16 * 4 + 128 + row // BN * STEP
-    return words + (at[:, None] + gl.arange(0, 4, gl.SliceLayout(0, LAYOUT))[None, :])
-
-
-@gluon.jit
-def _copy_words(to, stage, at, c, end, N, pn, STEP, BN: gl.constexpr):
-    row = gl.arange(0, to.shape[1], gl.SliceLayout(1, at.type.layout))
-    has = ((c + row // BN < end) & (pn * BN + row % BN < N))[:, None]
-    _copy(to.index(stage), at + c * STEP, mask=has)
-
-
-@gluon.jit
-def _copy_weight(
-    ws, hs, ss, zs, stage, at, thirds, scales, zeros, c, end, N, pn, STEP, BN: gl.constexpr, GROUP: gl.constexpr
-):
-    """Starts the copy of a tile of packed words, and of what scales it."""
-    _copy_words(ws, stage, at, c, end, N, pn, STEP, BN)
-    if thirds is not None:
-        _copy_words(hs, stage, thirds, c, end, N, pn, STEP, BN)
-    if scales is not None:
-        _copy_lines(ss, stage, scales, c, end, N, pn, BN, GROUP)
-    if zeros is not None:
-        _copy_lines(zs, stage, zeros, c, end, N, pn, BN, GROUP)
-
-
-@gluon.jit
-def _copy_x(xs, stage, x_at, c, end, first, M, BM: gl.constexpr):
-    COLUMNS: gl.constexpr = xs.shape[1]
-    col = gl.arange(0, COLUMNS, gl.SliceLayout(1, x_at.type.layout))
-    has = ((first + col % BM < M) & (c + col // BM < end))[:, None]
-    _copy(xs.index(2 * stage), x_at + c * 128, mask=has)
-    _copy(xs.index(2 * stage + 1), x_at + (c * 128 + 64), mask=has)
-
-
-@gluon.jit
-def _place(i, turn, steps, begin, end, KW: gl.constexpr):
-    """The first stretch of step i; past the last step, where nothing is read."""
-    j = i + turn
-    j = gl.where(j >= steps, j - steps, j)
-    return gl.where(i < steps, begin + j * KW, end)
 
 
 @gluon.jit
@@ -222,24 +145,24 @@ def stream(
     thirds = None
     if THREE:  # behind the two low bits of 16 rows
         hs = gl.allocate_shared_memory(gl.int32, [STAGES, R, 4], PLAIN)
-        thirds = _thirds(words, pn, C, R, BN)
+        thirds = thirds_at(words, pn, C, R, BN)
     ss = ws
     zs = ws
     scales = None
     zeros = None
     if GROUP > 0:
         ss = gl.allocate_shared_memory(scale.dtype.element_ty, [STAGES * J, R], LINE)
-        scales = _lines(scale, pn, G, R, BN)
+        scales = lines_at(scale, pn, G, R, BN)
         if zero is not None:
             zs = gl.allocate_shared_memory(gl.int8, [STAGES * J, R], LINE)
-            zeros = _lines(zero, pn, G, R, BN)
+            zeros = lines_at(zero, pn, G, R, BN)
     # Blocks begin at different places: else all would ask for the same lines of x at once (8192 x 28672, 16 tokens of
     # int4: 51 us in step, 47.5 so). One token has few lines.
     steps = gl.cdiv(end - begin, KW)
     turn = 0 if BM < 16 else pn % steps
     for s in gl.static_range(STAGES - 1):
-        c = _place(s, turn, steps, begin, end, KW)
-        _copy_weight(ws, hs, ss, zs, s, at, thirds, scales, zeros, c, end, N, pn, STEP, BN, GROUP)
+        c = stretch_at(s, turn, steps, begin, end, KW)
+        copy_weight(ws, hs, ss, zs, s, at, thirds, scales, zeros, c, end, N, pn, STEP, BN, GROUP)
     async_copy.commit_group()
     if PDL:
         wait_for_kernel_ahead()
@@ -250,7 +173,7 @@ def stream(
     token = gl.minimum(first + col % BM, M - 1)
     x_at = x + ((token.to(gl.int64) * K + col // BM * 128)[:, None] + column[None, :])
     for s in gl.static_range(STAGES - 1):
-        _copy_x(xs, s, x_at, _place(s, turn, steps, begin, end, KW), end, first, M, BM)
+        copy_x(xs, s, x_at, stretch_at(s, turn, steps, begin, end, KW), end, first, M, BM)
         async_copy.commit_group()
     acc = gl.zeros([R, COLUMNS], gl.float32, MMA)
     nothing = gl.zeros([R, COLUMNS], gl.float32, MMA)
@@ -261,9 +184,9 @@ def stream(
         _barrier()
         free = gl.where(stage == 0, STAGES - 1, stage - 1)
         if i + STAGES - 1 < steps:
-            later = _place(i + STAGES - 1, turn, steps, begin, end, KW)
-            _copy_weight(ws, hs, ss, zs, free, at, thirds, scales, zeros, later, end, N, pn, STEP, BN, GROUP)
-            _copy_x(xs, free, x_at, later, end, first, M, BM)
+            later = stretch_at(i + STAGES - 1, turn, steps, begin, end, KW)
+            copy_weight(ws, hs, ss, zs, free, at, thirds, scales, zeros, later, end, N, pn, STEP, BN, GROUP)
+            copy_x(xs, free, x_at, later, end, first, M, BM)
         async_copy.commit_group()
         T = ws.index(stage).load(ALL).reshape((R, 4, 2, WORDS // 2)).permute((0, 1, 3, 2))
         low, high = T.split()

@@ -7,13 +7,15 @@ could grow old while a graph holds it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..runtime import dependent_launch, launch
 from .trial import Trial
 
-__all__ = ["TRIAL", "start", "takes"]
+__all__ = ["TRIAL", "start", "takes", "widened"]
 
 #: what is known of it.
 TRIAL = Trial("products of float8 by cuBLAS")
@@ -28,17 +30,21 @@ def takes(qtype: str, scale: Tensor, bias: Tensor | None, out: Tensor, then: str
 
 def start(x: Tensor, xs: Tensor, codes: Tensor, scale: Tensor, out: Tensor) -> None:
     """`out = (x @ codes.T) * xs * scale` of float8 tensors."""
+    torch._scaled_mm(
+        x, codes.t(), scale_a=xs.reshape(-1, 1), scale_b=widened(scale), out_dtype=out.dtype, use_fast_accum=True,
+        out=out,
+    )  # fmt: skip
+
+
+def widened(scale: Tensor) -> Tensor:
+    """Scales of rows as float32 `[1, N]`."""
     from ..kernels.encode import widen
 
-    n = codes.shape[0]
-    rows = scale.reshape(1, n)
-    if scale.dtype != torch.float32:
-        rows = torch.empty(1, n, dtype=torch.float32, device=x.device)
-        pdl = dependent_launch(x.device)
-        launch(
-            widen, (-(-n // _BLOCK),), scale, rows, n, BLOCK=_BLOCK, PDL=pdl, num_warps=4,
-            **({"launch_pdl": True} if pdl else {}),
-        )  # fmt: skip
-    torch._scaled_mm(
-        x, codes.t(), scale_a=xs.reshape(-1, 1), scale_b=rows, out_dtype=out.dtype, use_fast_accum=True, out=out
-    )
+    n = scale.numel()
+    if scale.dtype == torch.float32:
+        return scale.reshape(1, n)
+    rows = torch.empty(1, n, dtype=torch.float32, device=scale.device)
+    pdl = dependent_launch(scale.device)
+    options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
+    launch(widen, (-(-n // _BLOCK),), scale, rows, n, BLOCK=_BLOCK, PDL=pdl, num_warps=4, **options)
+    return rows
