@@ -145,7 +145,7 @@ bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, 
           const int64_t at = ((tile * w.groups + q) * a.blocks + b) * a.tile + m;
           if (type != Type::kInt8) {
             const float top = row < a.rows ? top_of<V>(f.code, values.get() + first, count) : 0.f;
-            if (!std::isfinite(top)) return false;
+            if (!std::isfinite(top) || (top != 0 && top < 0x1p-100f)) return false;  // 127 / top would be infinite
             a.scales[at] = top / 127.f;
             if (row < a.rows) V::quantize(values.get() + first, top == 0 ? 0.f : 127.f / top, count, codes + first);
           }

@@ -88,7 +88,7 @@ std::string available_kernels() {
 }
 
 void select_kernels(const char* name) {
-  chosen = &find_kernels(name);
+  chosen = *name ? &find_kernels(name) : nullptr;
   light = nullptr;
 }
 

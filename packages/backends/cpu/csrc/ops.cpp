@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <string>
@@ -60,8 +61,8 @@ Tensor scaled_linear(const Tensor& x_codes, const Tensor& x_scale, const Tensor&
   STD_TORCH_CHECK(x_codes.dim() > 0, "x_codes must have at least one dimension");
   const Held held = weight(codes, scale, zero, global, qtype, block, x_codes.size(-1), kPanels);
   const Nonlinearity then = nonlinearity_of(nonlinearity);
-  const ScalarType type = out_scale.has_value() ? ScalarType::Char : dtype;
-  Tensor out = output_like(x_codes, held.w.n, type);
+  const Type type = out_scale.has_value() ? Type::kInt8 : result_type(dtype);
+  Tensor out = output_like(x_codes, held.w.n, out_scale.has_value() ? ScalarType::Char : dtype);
   int64_t count = 1;
   for (int64_t i = 0; i + 1 < x_codes.dim(); ++i) count *= x_codes.size(i);
   STD_TORCH_CHECK(x_scale.numel() == 1 || x_scale.numel() == count, "x_scale must have 1 or ", count, " elements, got ", x_scale.numel());
@@ -87,7 +88,7 @@ Tensor scaled_linear(const Tensor& x_codes, const Tensor& x_scale, const Tensor&
     });
     x = {reinterpret_cast<const uint8_t*>(values.get()), Type::kFloat, count};
   }
-  run(kernels_for(count * held.w.n * held.w.k), held.w, x, integer ? Way::kInteger : Way::kFloat, static_cast<uint8_t*>(out.mutable_data_ptr()), type_of(type, "dtype"), b.get(), result_scale, then);
+  run(kernels_for(count * held.w.n * held.w.k), held.w, x, integer ? Way::kInteger : Way::kFloat, static_cast<uint8_t*>(out.mutable_data_ptr()), type, b.get(), result_scale, then);
   return out;
 }
 
@@ -97,13 +98,20 @@ template <bool kPanels>
 Tensor dequantize(const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero, const std::optional<Tensor>& global,
                   const std::string& qtype, const std::vector<int64_t>& block, int64_t size, ScalarType dtype) {
   const Held held = weight(codes, scale, zero, global, qtype, block, size, kPanels);
-  const Type type = type_of(dtype, "dtype");
+  const Type type = result_type(dtype);
   Tensor out = torch::stable::new_empty(codes, {held.w.n, size}, dtype);
   if (out.numel() == 0) return out;
   void* data = out.mutable_data_ptr();
   parallel(held.w.panels(), size * kRows, [&](int64_t begin, int64_t end) {
     Subnormals guard;
     kernels().dequantize(held.w, begin, end, data, type);
+    if (!held.w.poisoned()) return;
+    std::optional<RowDecoder> decode;  // kernels make all of a row NaN that holds one
+    for (int64_t row = begin * kRows; row < std::min(held.w.n, end * kRows); ++row) {
+      if (!std::isnan(load_number(data, row * size, type))) continue;
+      if (!decode) decode.emplace(held.w);
+      (*decode)(row, static_cast<uint8_t*>(data) + row * size * size_of(type), type);
+    }
   });
   return out;
 }
@@ -113,7 +121,7 @@ Tensor embedding(const Tensor& indices, const Tensor& codes, const Tensor& scale
                  const std::optional<Tensor>& global, const std::string& qtype, const std::vector<int64_t>& block, int64_t size,
                  ScalarType dtype) {
   const Held held = weight(codes, scale, zero, global, qtype, block, size, kPanels);
-  const Type type = type_of(dtype, "dtype");
+  const Type type = result_type(dtype);
   const bool wide = indices.scalar_type() == ScalarType::Long;
   STD_TORCH_CHECK(wide || indices.scalar_type() == ScalarType::Int, "indices must be int64 or int32");
   const Tensor at = dense(indices);
@@ -219,7 +227,9 @@ std::tuple<Tensor, Tensor> dynamic_quantize(const Tensor& x, const std::string& 
   STD_TORCH_CHECK(qtype == "int8" && scale_dtype == ScalarType::Float, "quantizes to int8 with float32 scales only");
   STD_TORCH_CHECK(x.dim() > 0, "x must have at least one dimension");
   const Tensor rows = dense(x);
-  const int64_t k = x.size(-1), count = k ? x.numel() / k : 0;
+  const int64_t k = x.size(-1);
+  int64_t count = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) count *= x.size(i);
   Tensor codes = output_like(x, k, ScalarType::Char), scales = output_like(x, 1, ScalarType::Float);
   const void* from = rows.const_data_ptr();
   auto* c = static_cast<int8_t*>(codes.mutable_data_ptr());
@@ -245,7 +255,7 @@ Tensor quantize(const Tensor& x, const Tensor& scale, const std::optional<Tensor
   floating(scale, "scale");
   STD_TORCH_CHECK(!zero.has_value() || zero->numel() == scales, "zero_point must have ", scales, " elements");
   const Floats s(scale, "scale"), z = zero.has_value() ? Floats(*zero, "zero_point") : Floats();
-  const float shared = global.has_value() ? Floats(*global, "global_scale")[0] : 1.f;
+  const float shared = global_of(global);
   const bool integer_zero = !zero.has_value() || zero->scalar_type() == ScalarType::Char;
   const Tensor held = dense(x);
   const void* from = held.const_data_ptr();

@@ -98,7 +98,7 @@ struct Kernels {
 const Kernels& kernels();
 // The same, or another for few multiply-adds; the best one where it was named.
 const Kernels& kernels_for(int64_t products);
-void select_kernels(const char* name);
+void select_kernels(const char* name);  // "" lets `kernels` choose anew
 // Names of those that this processor can run, best first, with commas between them.
 std::string available_kernels();
 

@@ -33,6 +33,13 @@ Type type_of(ScalarType type, const char* what) {
   return Type::kNone;
 }
 
+// Of results that are numbers, not codes.
+Type result_type(ScalarType type) {
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
+                  "dtype must be float32, bfloat16 or float16");
+  return type_of(type, "dtype");
+}
+
 // torch's numbers of element types. Tensor::scalar_type asks the library for one after the other, 13 before bfloat16 is
 // found; here they are asked for once.
 struct Numbers {
@@ -86,6 +93,12 @@ const void* data_of(const Tensor& t, std::optional<Tensor>& made) {
   return made->const_data_ptr();
 }
 
+float global_of(const std::optional<Tensor>& global) {
+  if (!global.has_value()) return 1;
+  STD_TORCH_CHECK(global->numel() == 1 && find_type(*global) == Type::kFloat, "global_scale must be one float32");
+  return *static_cast<const float*>(global->const_data_ptr());
+}
+
 // A weight and the copies that keep its memory.
 struct Held {
   Weight w;
@@ -124,10 +137,7 @@ Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor
     w.zero = data_of(*zero, held.zero);
     w.zero_type = type_of(*zero, "zero_point");
   }
-  if (global.has_value()) {
-    STD_TORCH_CHECK(global->numel() == 1 && global->scalar_type() == ScalarType::Float, "global_scale must be one float32");
-    w.global = *static_cast<const float*>(global->const_data_ptr());
-  }
+  w.global = global_of(global);
   return held;
 }
 

@@ -106,9 +106,9 @@ def test_nothing_to_compute(tokens: int, rows: int, size: int, isa: str) -> None
     none = torch.zeros(0, 2, dtype=torch.int64)
     assert OPS.embedding(none, *weight, "int8", block, size, torch.bfloat16).shape == (0, 2, size)
     q, s = OPS.dynamic_quantize(x.float(), "int8", torch.float32)
-    want = reference.dynamic_quantize(x.float(), "int8", torch.float32)[0]
-    assert torch.equal(q, want)
-    assert s.shape == (tokens, 1)
+    want = reference.dynamic_quantize(x.float(), "int8", torch.float32)
+    assert torch.equal(q, want[0])
+    assert torch.equal(s, want[1])
     assert OPS.quantize(torch.ones(rows, size), scale, None, None, "int8", block).shape == (rows, size)
     assert OPS.unpack(OPS.pack(x.view(torch.uint8), 3), 3, size).shape == (tokens, size)
 
@@ -129,6 +129,16 @@ WRONG: dict[str, Callable[[], Any]] = {
     "x_codes must have at least one dimension": lambda: _scaled(x=torch.tensor(1, dtype=torch.int8)),
     "x must have two dimensions, got 1": lambda: OPS.quantize(
         torch.ones(32), torch.ones(1), None, None, "int8", [1, 32]
+    ),
+    "x_codes given, dtype must be float32, bfloat16 or float16": lambda: _scaled(dtype=torch.int8),
+    "codes given, dtype must be float32, bfloat16 or float16": lambda: OPS.dequantize_panels(
+        *sample("int8", (16, 32)).panels, "int8", [1, 32], 32, torch.int8
+    ),
+    "indices given, dtype must be float32, bfloat16 or float16": lambda: OPS.embedding_panels(
+        torch.tensor([1]), *sample("int8", (16, 32)).panels, "int8", [1, 32], 32, torch.int8
+    ),
+    "scale given, global_scale must be one float32": lambda: OPS.quantize(
+        torch.ones(16, 32), torch.ones(16, 1), None, torch.ones(0), "int8", [1, 32]
     ),
     "zero_point must have 16 elements": lambda: OPS.quantize(
         torch.ones(16, 32), torch.ones(16, 1), torch.zeros(1), None, "int8", [1, 32]
@@ -153,14 +163,19 @@ def _linear(
     raise caught.value
 
 
-def _scaled(x: Tensor | None = None, scale: Tensor | None = None, out_scale: Tensor | None = None) -> Any:
+def _scaled(
+    x: Tensor | None = None,
+    scale: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
     w = sample("int8", (16, 32))
     x = torch.ones(2, 32, dtype=torch.int8) if x is None else x
     scale = torch.ones(2, 1) if scale is None else scale
-    return OPS.scaled_linear_panels(x, scale, *w.panels, None, *INT8_IN, out_scale, torch.float32)
+    return OPS.scaled_linear_panels(x, scale, *w.panels, None, *INT8_IN, out_scale, dtype)
 
 
 @pytest.mark.parametrize("sentence", WRONG)
 def test_wrong_arguments_are_named(sentence: str) -> None:
-    with pytest.raises(RuntimeError, match=re.escape(sentence)):
+    with pytest.raises(RuntimeError, match=re.escape(sentence.rpartition(" given, ")[2])):
         WRONG[sentence]()

@@ -55,6 +55,13 @@ def test_blocks_of_rows(block: tuple[int, int]) -> None:
     assert all(_same(a, b) for a, b in zip(w, back, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(0, 32), (32, 0)])
+def test_one_scale_for_nothing(shape: tuple[int, int]) -> None:
+    canonical = (torch.zeros(shape, dtype=torch.int8), torch.ones(()), None, None)
+    back = PANELS.unpack(PANELS.pack(canonical, "int8", (), shape[1]), "int8", (), shape[1])
+    assert all(_same(a, b) for a, b in zip(canonical, back, strict=True))
+
+
 def test_a_panel_holds_words_side_by_side() -> None:
     """The picture of csrc/format.h, for int4: word 0 of rows 0 to 15, then word 1 …."""
     codes = torch.arange(16 * 8, dtype=torch.uint8).view(16, 8)

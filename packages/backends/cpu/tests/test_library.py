@@ -26,6 +26,10 @@ def test_instruction_sets() -> None:
         with quanto_backend_cpu.use(name):
             assert quanto_backend_cpu.instruction_set() == name
     assert quanto_backend_cpu.instruction_set() == before
+    with quanto_backend_cpu.use("portable"):
+        with quanto_backend_cpu.use(before):
+            assert quanto_backend_cpu.instruction_set() == before
+        assert quanto_backend_cpu.instruction_set() == "portable"
     with pytest.raises(RuntimeError, match="unknown instruction set mmx; known here: "), quanto_backend_cpu.use("mmx"):
         pass
 
@@ -35,6 +39,40 @@ def test_the_environment_names_one() -> None:
     env = {**os.environ, "QUANTO_CPU_ISA": "portable"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "portable"
+
+
+def test_an_unknown_one_leaves_the_plugin_out_with_one_warning() -> None:
+    code = """
+import warnings, torch, quanto
+with warnings.catch_warnings(record=True) as heard:
+    warnings.simplefilter("always")
+    quanto.freeze(quanto.quantize(torch.nn.Linear(64, 64), "int4"))(torch.randn(1, 64))
+told = [str(w.message) for w in heard if "avx5" in str(w.message)]
+assert len(told) == 1 and "was left out" in told[0], [str(w.message) for w in heard]
+"""
+    env = {**os.environ, "QUANTO_CPU_ISA": "avx5"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_library_that_cannot_be_loaded_says_so_twice() -> None:
+    code = """
+import torch
+from quanto_backend_cpu import library
+whole = library._shared_library
+library._shared_library = lambda: "/nowhere/quanto_cpu.so"
+for _ in range(2):
+    try:
+        library.load()
+    except OSError as error:
+        assert "nowhere" in str(error), error
+    else:
+        raise SystemExit(1)
+library._shared_library = whole
+library.load()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="counts instructions of x86-64")

@@ -212,6 +212,17 @@ def test_nan_codes_of_float8(isa: str) -> None:
         assert y[:, [3, 18]].isnan().all()
         assert not y[:, [0, 1, 2, 4, 17, 19]].isnan().any()
     assert torch.equal(kernels.layouts["cpu.panels"].unpack(panels, "float8_e4m3fn", w.blocks, 64)[0], codes)
+    tail = ("float8_e4m3fn", list(w.blocks), 64, torch.float32)
+    want = codes.view(torch.float8_e4m3fn).float() * w.canonical[1]
+    for values in (OPS.dequantize_panels(*panels, *tail), OPS.dequantize(codes, *w.canonical[1:], *tail)):
+        torch.testing.assert_close(values, want, rtol=1e-6, atol=0, equal_nan=True)  # nothing else of these rows
+
+
+def test_tiny_activations(isa: str) -> None:
+    x, codes = torch.zeros(1, 128), torch.ones(20, 128, dtype=torch.int8)
+    x[0, :2] = torch.tensor([1e-37, -3e-37])  # 127 over these is infinite
+    y = OPS.linear_integer(x, codes, torch.full((20, 1), 1e37), None, None, None, "int8", [1, 128])
+    torch.testing.assert_close(y, torch.full((1, 20), -2.0), rtol=0.02, atol=0)
 
 
 def test_subnormal_codes_survive_flushing(isa: str) -> None:

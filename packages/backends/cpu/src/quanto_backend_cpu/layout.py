@@ -43,7 +43,7 @@ def _bytes(codes: Tensor) -> Tensor:
 def _first(spread: Tensor, block_size: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
     """One value of each block, where rows share it: panels repeat it."""
     if not block_size:
-        return spread.reshape(-1)[0].clone()
+        return spread.reshape(-1)[0].clone() if spread.numel() else spread.new_ones(())
     return spread[:: block_size[0]].contiguous() if block_size[0] > 1 else spread
 
 

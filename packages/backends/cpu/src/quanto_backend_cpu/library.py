@@ -20,6 +20,7 @@ __all__ = ["instruction_set", "instruction_sets", "load", "operator", "use"]
 _WEIGHT = "Tensor codes, Tensor scale, Tensor? zero_point"
 _LAYOUT = f"({_WEIGHT}, str qtype, int[] block_size, int size) -> (Tensor, Tensor, Tensor)"
 _WEIGHTED = ("linear", "linear_integer", "scaled_linear", "dequantize", "embedding")
+_named = [""]  # the instruction set that `use` has put in the place of the one chosen at first use
 _CODES = ("dynamic_quantize", "quantize", "pack", "unpack")
 
 
@@ -30,6 +31,9 @@ def load() -> None:
     Raises:
         OSError: if the shared library is missing or does not fit this machine.
     """
+    torch.ops.load_library(
+        _shared_library()
+    )  # first: if it fails, nothing is defined that a second try would define again
     library = torch.library.Library("quanto_cpu", "DEF")
     load.__dict__["library"] = library  # lives as long as the process
     tags = (torch.Tag.pt2_compliant_tag,)
@@ -47,7 +51,6 @@ def load() -> None:
         torch.library.register_fake(f"quanto_cpu::{name}", FAKES[name], lib=library)
     for schema in ("isa() -> str", "isas() -> str", "select_isa(str name) -> ()"):
         library.define(schema)
-    torch.ops.load_library(_shared_library())
 
 
 def _shared_library() -> Path:
@@ -83,9 +86,11 @@ def use(name: str) -> Iterator[None]:
     Raises:
         RuntimeError: if the processor lacks it, or there is none of that name.
     """
-    before = instruction_set()
+    before = _named[0]
     operator("select_isa")(name)
+    _named[0] = name
     try:
         yield
     finally:
+        _named[0] = before
         operator("select_isa")(before)

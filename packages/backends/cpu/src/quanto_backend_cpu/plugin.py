@@ -15,8 +15,10 @@ QUANTO_API = 1
 def register_kernels(registry: KernelRegistry) -> None:
     """Registers the layout and every kernel."""
     from .layout import PANELS
+    from .library import instruction_set
     from .specs import specs
 
+    instruction_set()  # raises if QUANTO_CPU_ISA names none: here, not in the self check of every kernel
     registry.register_layout(PANELS)
     for spec in specs():
         registry.register(spec)
