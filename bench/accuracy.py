@@ -25,7 +25,7 @@ import torch
 import quanto
 from quanto.algorithms import generate_samples
 
-from .language.rows import DRAWN, MIXED, TEXT, Row, bits_per_weight, build, rows
+from .language.rows import DRAWN, MANY, MIXED, TEXT, Row, bits_per_weight, build, rows
 from .language.table import table, write
 
 __all__ = ["bits_per_weight"]  # of bench/modalities.py too
@@ -203,7 +203,10 @@ def main() -> None:
     groups = {bits: GROUPS[bits] and (options.group or GROUPS[bits]) for bits in options.bits}
     listed = rows(groups, options.planned)
     setup.samples[TEXT] = list(tokens(options.calibration[0], options.samples).view(-1, options.block).split(BATCH))
-    if any(row.data != TEXT for row in matching(listed, options.only)):
+    kinds = {row.data for row in matching(listed, options.only)}
+    if MANY in kinds:
+        setup.samples[MANY] = list(draw(setup, 4 * each).split(BATCH))
+    if kinds & {DRAWN, MIXED}:
         start = time.perf_counter()
         drawn = draw(setup, each)
         print(f"drew {drawn.numel()} tokens in {time.perf_counter() - start:.0f} s", flush=True)

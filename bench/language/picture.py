@@ -22,6 +22,7 @@ CURVES = {
     "quanto, hqq: no data": (" hqq", "#2a6f97"),
     "quanto, gptq: text that the model draws": (" gptq (drawn)", "#e07a5f"),
     "quanto, gptq: sample text": (" gptq", "#81b29a"),
+    "quanto, best: text that the model draws": (" best (drawn)", "#9b2226"),
 }
 #: start of a peer's rows -> its colour and marker
 OTHERS = {

@@ -28,8 +28,9 @@ DYNAMIC: dict[str, tuple[tuple[str, ...], ...]] = {
     "int8": ((), ("smooth",), ("smooth", "gptq")),
     "float8": ((), ("gptq",), ("smooth", "gptq"), ("gptq", "tune")),
 }
-#: what the samples of a calibrated row are: the first sample text, text that the model draws, all texts and drawn ones
-TEXT, DRAWN, MIXED = "", "drawn", "mixed"
+#: what the samples of a calibrated row are: the first sample text, text that the model draws, four times as much of it,
+#: all texts and drawn ones
+TEXT, DRAWN, MANY, MIXED = "", "drawn", "drawn, four times", "mixed"
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,14 @@ def rows(groups: Mapping[int, int | None], planned: Sequence[float], peers: bool
         steps = CALIBRATED if bits < 8 else ("gptq",)
         out += [Row(f"{named} {step}", _fields(fields), (step,)) for step in steps]
         if bits < 8:
-            for data in (DRAWN, MIXED):
+            for data in (DRAWN, MANY, MIXED):
                 out += [Row(f"{named} {step} ({data})", _fields(fields), (step,), data) for step in ("gptq", "best")]
     for bits_each in planned:
         out += [Row(f"planned {bits_each:g} {s}", steps=(s,), planned=bits_each) for s in ("hqq", "gptq", "best")]
+        out += [
+            Row(f"planned {bits_each:g} {s} ({DRAWN})", steps=(s,), data=DRAWN, planned=bits_each)
+            for s in ("gptq", "best")
+        ]
     grouped = {"weights": "int8", "scale_dtype": "float16", "group_size": FINE}
     out += [Row(f"int8 g{FINE} {name}", _fields({**grouped, "algorithm": name})) for name in ("absmax", "mse")]
     for qtype in ("int8", "float8"):

@@ -21,9 +21,12 @@ def table(result: dict[str, Any]) -> str:
         f"{result['calibration'][0]}, {result['samples']} blocks. Float perplexity {math.exp(base):.3f}.",
         "",
     ]
-    marked = {word for label in result["rows"] for word in ("drawn", "mixed") if label.endswith(f"({word})")}
+    kinds = ("drawn", "four times", "mixed")
+    marked = {kind for label in result["rows"] for kind in kinds if label.endswith(f"{kind})")}
     if "drawn" in marked:
         lines += [f"Rows marked drawn were calibrated on {result['drawn']} blocks that the model drew itself.", ""]
+    if "four times" in marked:
+        lines += [f"Rows marked four times were calibrated on {4 * result['drawn']} such blocks.", ""]
     if "mixed" in marked:
         texts = ", ".join(result["calibration"])
         lines += [
