@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decodes with a language model: `python -m bench.cpu.decode`; tokens a second, and the bytes a token reads.
 
-One sequence, greedy, with a key-value cache; the best token of each. Besides eager calls, a whole token is timed as one
-compiled graph, with the checks that torch.compile makes before each call and without; the float model too, so that
-ratios hold. Every scheme has a process to itself and float32, in turns: six compiled models in one process scatter what
-the checks read over so much memory that an int4 token takes 8.8 ms instead of 6.8. llama.cpp decodes the same model in
-the last of them, where it is installed.
+One sequence, greedy, with a key-value cache; the best token of each, and medians besides. Besides eager calls, a whole
+token is timed as one compiled graph, with the checks that torch.compile makes before each call and without; the float
+model too, so that ratios hold. Every scheme has a process to itself and float32, in turns: six compiled models in one
+process scatter what the checks read over so much memory that an int4 token takes 8.8 ms instead of 6.8. llama.cpp
+decodes the same model in the last of them, where it is installed.
 """
 
 from __future__ import annotations
@@ -147,9 +147,12 @@ def _rows(runs: list[Run]) -> list[dict[str, Any]]:
             plain = floats[run.way]
             row |= {"speedup": min(plain.seconds) * rate, "bytes_ratio": plain.nbytes / run.nbytes}
             row["of_ratio"] = row["speedup"] / row["bytes_ratio"]
+            medians = statistics.median(plain.seconds) / statistics.median(run.seconds)
+            row["median_of_ratio"] = medians / row["bytes_ratio"]
             pairs = zip(run.tokens, eager[run.scheme], strict=True)
             row["tokens_like_eager"] = next((i for i, (a, b) in enumerate(pairs) if a != b), len(run.tokens))
             line += f", {row['speedup']:.2f} times float32, {row['of_ratio']:.2f} of the ratio of bytes"
+            line += f" ({row['median_of_ratio']:.2f} by medians)"
         rows.append(row)
         print(line)
     return rows

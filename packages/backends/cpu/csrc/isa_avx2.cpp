@@ -235,11 +235,11 @@ namespace quanto {
 #ifdef __AVXVNNI__
 extern const Kernels kAvxVnni = {
     "avx2_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
-    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avxvnni"); },
+    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("avxvnni"); },
 #else
 extern const Kernels kAvx2 = {
     "avx2", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
-    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); },
+    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
 #endif
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};
 

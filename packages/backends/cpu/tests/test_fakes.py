@@ -30,6 +30,16 @@ def test_panels_are_packed_and_unpacked_on_meta(qtype: str, group: int | None) -
                 assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
+@pytest.mark.parametrize("part", ["weight_packed", "weight_scale"])
+@pytest.mark.parametrize("activations", [None, "int8"])
+def test_a_weight_left_on_meta_is_named(part: str, activations: str | None) -> None:
+    layer = quanto.freeze(quanto.quantize(nn.Linear(96, 80), "int4", activations=activations))
+    setattr(layer, part, nn.Parameter(getattr(layer, part).to("meta"), requires_grad=False))
+    name = {"weight_packed": "codes", "weight_scale": "scale"}[part]
+    with torch.no_grad(), pytest.raises(RuntimeError, match=f"x is on cpu, {name} on meta"):
+        layer(torch.randn(2, 96))
+
+
 def test_they_trace() -> None:
     for qtype, zero, shape in (
         ("int4", "int", (33, 128)),

@@ -16,16 +16,25 @@ __all__ = ["FAKES"]
 _WORD = 4  # bytes of a row that lie side by side
 
 
-def linear(x: Tensor, codes: Tensor, *_: Any) -> Tensor:
+def linear(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     """As core's, but a row of codes may have any number of bytes."""
+    _check_devices(x, codes, *rest[:2])
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 
 def scaled_linear(x_codes: Tensor, x_scale: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     """The same for activations of int8."""
+    _check_devices(x_codes, codes, *rest[:2])
     out_scale, dtype = rest[7:9]  # a nonlinearity behind them is left out where it is none
     made = x_codes.new_empty((*x_codes.shape[:-1], codes.shape[0]), dtype=dtype)
     return made if out_scale is None else made.to(torch.int8)
+
+
+def _check_devices(x: Tensor, codes: Tensor, *others: Tensor | None) -> None:
+    """A weight left on meta would otherwise make memory of x's device that nothing is written to."""
+    for name, t in zip(("codes", "scale", "zero_point"), (codes, *others), strict=False):
+        if t is not None and t.device != x.device:
+            raise RuntimeError(f"linear: x is on {x.device}, {name} on {t.device}")
 
 
 def pack_panels(
