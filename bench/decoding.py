@@ -10,6 +10,7 @@ option of torch that is off by default.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 import sys
@@ -22,8 +23,6 @@ import torch
 __all__ = ["decode", "kind"]
 
 _PROMPT = 16
-#: CUDA graphs, as transformers asks for, and programmatic dependent launch.
-_EARLY = {"triton.cudagraphs": True, "triton.enable_pdl": True}
 _BATCH = 12  # calls of the bare loop between two looks at the clock
 # A kernel's kind by a word in its name, the first that is found; the rest are Inductor's norms and elementwise kernels.
 _KINDS = {
@@ -61,7 +60,7 @@ def _wait() -> None:
 
 def _generate(model: Any, count: int, loop: Callable[..., Any] | None = None) -> float:
     """Milliseconds: the median from token to token on the GPU's clock, without the first quarter."""
-    from transformers import CompileConfig, StoppingCriteria, StoppingCriteriaList
+    from transformers import StoppingCriteria, StoppingCriteriaList
 
     class Clock(StoppingCriteria):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -82,9 +81,6 @@ def _generate(model: Any, count: int, loop: Callable[..., Any] | None = None) ->
         cache_implementation="static",
         stopping_criteria=StoppingCriteriaList([clock]),
         custom_generate=loop,
-        compile_config=None
-        if loop is None or not torch.cuda.is_available()
-        else CompileConfig(mode=None, options=_EARLY),
         pad_token_id=0,
     )
     _wait()
@@ -94,9 +90,15 @@ def _generate(model: Any, count: int, loop: Callable[..., Any] | None = None) ->
     return statistics.median(steps)
 
 
+def _ahead() -> Callable[..., Any]:
+    from quanto_transformers import decode_ahead
+
+    return functools.partial(decode_ahead, early=True)
+
+
 def _bare(model: Any, count: int) -> Callable[[int], None]:
     """A loop over the very forward pass that `decode_ahead` compiled, with the arguments of its last call."""
-    from quanto_transformers import decode_ahead
+    from quanto_transformers.grouped import grouped
 
     forward = model._compiled_call
     kept: dict[str, Any] = {}
@@ -107,7 +109,7 @@ def _bare(model: Any, count: int) -> Callable[[int], None]:
 
     model._compiled_call = spy
     try:
-        _generate(model, count, decode_ahead)
+        _generate(model, count, _ahead())
     finally:
         model._compiled_call = forward
 
@@ -115,11 +117,12 @@ def _bare(model: Any, count: int) -> Callable[[int], None]:
         for layer in kept["past_key_values"].layers:  # or the positions would run past the end of the cache
             if hasattr(layer, "cumulative_length"):
                 layer.cumulative_length.fill_(_PROMPT)
-        for _ in range(times):
-            torch.compiler.cudagraph_mark_step_begin()
-            logits = forward(**kept).logits
-            kept["input_ids"].copy_(logits[:, -1].argmax(-1)[:, None])
-            del logits
+        with grouped(model):
+            for _ in range(times):
+                torch.compiler.cudagraph_mark_step_begin()
+                logits = forward(**kept).logits
+                kept["input_ids"].copy_(logits[:, -1].argmax(-1)[:, None])
+                del logits
 
     return loop
 
@@ -152,9 +155,7 @@ def decode(model: Any, count: int, ready: Callable[[], None]) -> dict[str, Any]:
     Returns:
         `generate_ms`, `ahead_ms`, and where the forward pass was compiled `loop_ms` and `kernels_ms`.
     """
-    from quanto_transformers import decode_ahead
-
-    loops = {"generate_ms": None, "ahead_ms": decode_ahead}
+    loops = {"generate_ms": None, "ahead_ms": _ahead()}
     for way in [*loops.values()] * 2:  # compiles; records graphs
         _generate(model, count, way)
     ready()
