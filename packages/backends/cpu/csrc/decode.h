@@ -2,6 +2,7 @@
 // From words of a panel to values, or to bytes for integer products. Needs the vector `V` of an instruction set.
 #pragma once
 
+#include <cstring>
 #include <utility>
 
 #include "problem.h"
@@ -62,6 +63,7 @@ float byte_offset(const Format& f) {
 struct Tables {
   V::Table values;
   V::Bytes bytes;
+  V::Bytes parts[4];  // of values, where `kParts`
 };
 
 template <Code C>
@@ -72,7 +74,12 @@ Tables tables(const Format& f) {
     values[i] = f.table ? f.table[i] : static_cast<float>((i & ((1 << f.bits) - 1)) - f.offset);
     if (f.bytes) bytes[i] = static_cast<uint8_t>(f.bytes[i] - (kSigned<C> ? f.byte_offset : 0));
   }
-  return {V::table(values), V::bytes(bytes)};
+  Tables t{V::table(values), V::bytes(bytes), {}};
+  for (int part = 0; V::kParts && part < 4; ++part) {
+    for (int i = 0; i < 16; ++i) std::memcpy(bytes + i, reinterpret_cast<const uint8_t*>(values + i) + part, 1);
+    t.parts[part] = V::bytes(bytes);
+  }
+  return t;
 }
 
 // The position, within a unit, of byte b of the J-th quad.
@@ -151,6 +158,16 @@ QUANTO_INLINE inline void unrolled(std::integer_sequence<int, K...>, [[maybe_unu
 template <int N, class Body>
 QUANTO_INLINE inline void each(Body body) {
   unrolled(std::make_integer_sequence<int, N>{}, body);
+}
+
+// The values of all bytes of the J-th quad of a unit.
+template <Code C, int J>
+QUANTO_INLINE inline void values(const I* words, const Tables& t, F* out) {
+  if constexpr (C == Code::kTable4 && V::kParts) {
+    Of<C>::template look_up<J>(t.parts, words[0], out);
+  } else {
+    each<4>([&](auto b) QUANTO_INLINE { out[b] = value<C, J, b>(words, t); });
+  }
 }
 
 }  // namespace

@@ -31,9 +31,12 @@ void decode_units(const Weight& w, const Panel& p, int64_t begin, int64_t end, f
       words[j] = V::load_words(p.codes + (u * N + j) * 64);
       ask_early(p.codes + (u * N + j) * 64 + kFarAhead);
     }
-    each<U>([&](auto i) QUANTO_INLINE {
-      const F v = value<C, i / 4, i % 4>(words, t);
-      V::store(out + position(C, i / 4, i % 4) * stride, V::mul(shifted ? V::sub(v, z) : v, s));
+    each<U / 4>([&](auto j) QUANTO_INLINE {
+      F v[4];
+      values<C, j>(words, t, v);
+      each<4>([&](auto b) QUANTO_INLINE {
+        V::store(out + position(C, j, b) * stride, V::mul(shifted ? V::sub(v[b], z) : v[b], s));
+      });
     });
   }
 }

@@ -41,12 +41,15 @@ void small_tile(const Weight& w, const Panel* panels, int64_t first, const Activ
             ask(codes[i] + far + j * 64);
           });
           codes[i] += N * 64;
-          each<U>([&](auto j) QUANTO_INLINE {
-            constexpr int k = position(C, j / 4, j % 4);
-            const F v = value<C, j / 4, j % 4>(words, t);
-            each<T>([&](auto m) QUANTO_INLINE {
-              constexpr int at = (m * P + i) * S + k % S;
-              sum[at] = V::fmadd(v, V::set(x[k * T + m]), sum[at]);
+          each<U / 4>([&](auto j) QUANTO_INLINE {
+            F v[4];
+            values<C, j>(words, t, v);
+            each<4>([&](auto b) QUANTO_INLINE {
+              constexpr int k = position(C, j, b);
+              each<T>([&](auto m) QUANTO_INLINE {
+                constexpr int at = (m * P + i) * S + k % S;
+                sum[at] = V::fmadd(v[b], V::set(x[k * T + m]), sum[at]);
+              });
             });
           });
         });
@@ -170,6 +173,7 @@ template <Code C, int T>
 void halves_tile(const Weight& w, const Panel* panels, int64_t first, const Activations& a, int64_t tile, const Output& out) {
   constexpr int U = kUnit<C>, N = kWords<C>;
   constexpr bool narrow = V::kNarrowSums && kQuads<C> != 0;
+  constexpr int run = narrow ? 4 * kQuads<C> / U : 1;  // units whose products share sums of 16 bits
   using Half = decltype(Of<C>::load_half(nullptr));
   const Tables t = tables<C>(*w.format);
   const int32_t* x = a.quads + tile * w.padded() / 4 * T;
@@ -189,36 +193,34 @@ void halves_tile(const Weight& w, const Panel* panels, int64_t first, const Acti
         each<T>([&](auto m) QUANTO_INLINE { total[m] = V::spread(0); });
         const int32_t* xs = x;
         const uint8_t *from = codes + 32 * h, *asked = codes + far + h * units * N * 32;
-        for (int64_t u = 0; u < units;) {
-          const int64_t stop = narrow ? std::min<int64_t>(units, u + 4 * kQuads<C> / U) : units;
+        const auto step = [&](auto count) QUANTO_INLINE {
           Half part[T];
-          each<T>([&](auto m) QUANTO_INLINE { part[m] = narrow ? V::spread(0) : total[m]; });
-          for (; u < stop; ++u, from += N * 64, asked += N * 32) {
+          each<count>([&](auto i) QUANTO_INLINE {
             Half words[N];
             each<N>([&](auto j) QUANTO_INLINE {
-              words[j] = Of<C>::load_half(from + j * 64);
-              ask(asked + j * 32);
+              words[j] = Of<C>::load_half(from + (i * N + j) * 64);
+              ask(asked + (i * N + j) * 32);
             });
             each<U / 4>([&](auto j) QUANTO_INLINE {
               const Half quads = bytes<C, j>(words, t);
               each<T>([&](auto m) QUANTO_INLINE {
-                if constexpr (narrow) {
-                  part[m] = Of<C>::dot16(part[m], quads, V::spread(xs[m]));
+                const int32_t* xm = xs + (i * U / 4 + j) * T + m;
+                if constexpr (!narrow) {
+                  total[m] = Of<C>::dot(total[m], quads, V::spread(*xm));
+                } else if constexpr (i + j == 0) {
+                  Of<C>::mul16(part[m], quads, xm);
                 } else {
-                  part[m] = Of<C>::dot(part[m], quads, V::spread(xs[m]));
+                  Of<C>::dot16(part[m], quads, xm);
                 }
               });
-              xs += T;
             });
-          }
-          each<T>([&](auto m) QUANTO_INLINE {
-            if constexpr (narrow) {
-              total[m] = Of<C>::widen(total[m], part[m]);
-            } else {
-              total[m] = part[m];
-            }
           });
-        }
+          from += count * N * 64, asked += count * N * 32, xs += count * U / 4 * T;
+          if constexpr (narrow) each<T>([&](auto m) QUANTO_INLINE { total[m] = Of<C>::widen(total[m], part[m]); });
+        };
+        int64_t u = 0;
+        for (; u + run <= units; u += run) step(std::integral_constant<int, run>{});
+        for (; u < units; ++u) step(std::integral_constant<int, 1>{});
         each<T>([&](auto m) QUANTO_INLINE { Of<C>::half(sum[m], h) = total[m]; });
       }
       codes += units * N * 64, x += units * U / 4 * T;

@@ -18,7 +18,7 @@ struct V {
     __m256 low, high;
   };
   using Bytes = __m256i;
-  static constexpr bool kLookup = false;
+  static constexpr bool kLookup = false, kParts = true;
   static constexpr int kRegisters = 2, kWidth = 1, kStreams = 4, kExactTile = 6, kSmallTile = 4, kFewTile = 8;
   static constexpr bool kHalves = true;  // sums of eight rows fit into registers for half of a panel
 
@@ -80,6 +80,23 @@ struct V {
   }
   static __m256i shuffle(Bytes t, __m256i x) { return _mm256_shuffle_epi8(t, x); }
   static I shuffle(Bytes t, I x) { return {shuffle(t, x.a), shuffle(t, x.b)}; }
+  // The values of codes in the low half of each byte (J = 0) or in the high one, byte after byte, from tables of the four
+  // bytes of values: three shuffles a register, each on one of two ports, where looking up floats takes seven operations.
+  template <int J> static void look_up(const Bytes* parts, __m256i x, __m256* out) {
+    const __m256i order = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m256i codes = band(shr<4 * J>(_mm256_shuffle_epi8(x, order)), 0x0f0f0f0fu);
+    const __m256i a = shuffle(parts[0], codes), b = shuffle(parts[1], codes);
+    const __m256i c = shuffle(parts[2], codes), d = shuffle(parts[3], codes);
+    const __m256i ab = _mm256_unpacklo_epi8(a, b), cd = _mm256_unpacklo_epi8(c, d);
+    out[0] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(ab, cd)), out[1] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(ab, cd));
+    const __m256i ef = _mm256_unpackhi_epi8(a, b), gh = _mm256_unpackhi_epi8(c, d);
+    out[2] = _mm256_castsi256_ps(_mm256_unpacklo_epi16(ef, gh)), out[3] = _mm256_castsi256_ps(_mm256_unpackhi_epi16(ef, gh));
+  }
+  template <int J> static void look_up(const Bytes* parts, I x, F* out) {
+    __m256 a[4], b[4];
+    look_up<J>(parts, x.a, a), look_up<J>(parts, x.b, b);
+    for (int i = 0; i < 4; ++i) out[i] = {a[i], b[i]};
+  }
 
   static __m256i spread(int32_t quad) { return _mm256_set1_epi32(quad); }
 #ifdef __AVXVNNI__
@@ -105,6 +122,14 @@ struct V {
   static I dot16(I sum, I quads, __m256i x) { return {dot16(sum.a, quads.a, x), dot16(sum.b, quads.b, x)}; }
   static __m256i dot(__m256i sum, __m256i quads, __m256i x) { return widen(sum, _mm256_maddubs_epi16(quads, x)); }
   static I dot(I sum, I quads, __m256i x) { return {dot(sum.a, quads.a, x), dot(sum.b, quads.b, x)}; }
+  // The same for eight rows, in one piece: GCC moves the loads of activations ahead until registers run out.
+  static void mul16(__m256i& part, __m256i quads, const int32_t* x) {
+    asm("vpbroadcastd %2, %0\n\tvpmaddubsw %0, %1, %0" : "=&x"(part) : "x"(quads), "m"(*x));
+  }
+  static void dot16(__m256i& part, __m256i quads, const int32_t* x) {
+    __m256i product;
+    asm("vpbroadcastd %3, %1\n\tvpmaddubsw %1, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(part), "=&x"(product) : "x"(quads), "m"(*x));
+  }
   // The largest magnitude of the sum of two values at a distance of N within four.
   template <int N> static float pair_peak(const float* p, int64_t count) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));

@@ -12,7 +12,7 @@ struct V {
   using I = __m512i;
   using Table = __m512;
   using Bytes = __m512i;
-  static constexpr bool kLookup = true;
+  static constexpr bool kLookup = true, kParts = false;
   static constexpr int kRegisters = 1, kWidth = 2, kStreams = 4, kExactTile = 14, kSmallTile = 8, kIntegerTile = 14, kFewTile = 8;
   static constexpr bool kHalves = false;
   static constexpr bool kSignedBytes = false, kNarrowSums = false, kPairs = false;

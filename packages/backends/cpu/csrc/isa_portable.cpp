@@ -23,7 +23,7 @@ struct V {
   struct Bytes {
     uint8_t v[16];
   };
-  static constexpr bool kLookup = false;
+  static constexpr bool kLookup = false, kParts = false;
   static constexpr int kRegisters = 4, kWidth = 1, kStreams = 2, kExactTile = 4, kSmallTile = 4, kFewTile = 4;
 #if defined(__ARM_FEATURE_MATMUL_INT8)
   static constexpr int kIntegerTile = 8;
