@@ -82,6 +82,12 @@ def test_static_scales_only_where_they_hold_the_tokens(tiny: Any, batches: list[
     assert _error(model, found, batches) < 0.5 * _error(model, static, batches)
 
 
+def test_a_scale_for_each_token_where_one_is_too_coarse(tiny: Any, batches: list[torch.Tensor]) -> None:
+    for static, want in ((90.0, True), (0.0, None)):
+        found = _smoothed(tiny(), SmoothQuant(static=static), batches)
+        assert {block.down.scheme.dynamic for block in found.blocks} == {want}
+
+
 def test_floating_inputs_where_nothing_else_serves(tiny: Any, batches: list[torch.Tensor]) -> None:
     found = _smoothed(tiny(), SmoothQuant(least=90.0), batches, dynamic=True)
     schemes = {m.scheme.activations for m in found.modules() if isinstance(m, quanto.nn.QModule)}
@@ -109,3 +115,5 @@ def test_refuses_nonsense() -> None:
         SmoothQuant(steps=0)
     with pytest.raises(ValueError, match="least must not be negative, got -3"):
         SmoothQuant(least=-3)
+    with pytest.raises(ValueError, match="static must not be negative, got -1"):
+        SmoothQuant(static=-1)

@@ -39,27 +39,32 @@ class SmoothQuant(Step):
     all other tokens in the second, and are hidden by them in the first.
 
     Where such tokens remain, one static scale for all tokens would round the ordinary ones to zero. Inputs that keep
-    less than `least` decibel under a static scale get a scale for each token at run time; what keeps less even so stays
-    floating, and its weight alone is quantized. The block's `skipped` names these layers; their schemes say so from
-    then on. A scheme of `dynamic=False` is left as it is.
+    less than `static` decibel under a static scale get a scale for each token at run time; what keeps less than `least`
+    even so stays floating, and its weight alone is quantized. The block's `skipped` names these layers; their schemes
+    say so from then on. A scheme of `dynamic=False` is left as it is.
 
     Args:
         strength: 0 leaves activations as they are, 1 gives all their channels one range; None searches.
         steps: of the search.
         least: signal to noise that the inputs of a layer must keep, at its output, in decibel; 0 quantizes all inputs
             as the scheme says.
+        static: the same for one static scale.
     """
 
     name = "smooth"
 
-    def __init__(self, strength: float | None = None, steps: int = 8, least: float = 25.0) -> None:
+    def __init__(
+        self, strength: float | None = None, steps: int = 8, least: float = 25.0, static: float = 30.0
+    ) -> None:
         if strength is not None and not 0 <= strength <= 1:
             raise ValueError(f"strength must be in [0, 1], got {strength}")
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         if least < 0:
             raise ValueError(f"least must not be negative, got {least}")
-        self.strength, self.steps, self.least = strength, steps, least
+        if static < 0:
+            raise ValueError(f"static must not be negative, got {static}")
+        self.strength, self.steps, self.least, self.static = strength, steps, least, static
 
     def apply(self, block: Block) -> None:
         """Smooths the inputs of every layer whose inputs something can absorb, and settles how they are quantized."""
@@ -114,7 +119,7 @@ class SmoothQuant(Step):
             return
         for choice in _choices(scheme):
             kept = min(_signal(m, inputs, choice) for m in members)
-            if kept >= self.least:
+            if kept >= (self.least if choice.dynamic else self.static):
                 break
             how = "scales for each token" if choice.dynamic else "a static scale"
             block.skipped.append(f"{', '.join(group)}: inputs keep only {kept:.0f} dB under {how}")
