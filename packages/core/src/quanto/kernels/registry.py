@@ -172,16 +172,18 @@ class KernelRegistry:
 
     def _begin(self, spec: KernelSpec, request: Request) -> None:
         """Begins the self check of a kernel that compiles, while a model's weights are arranged for it."""
-        from .selfcheck import Check
-
         if not spec.compiles or request.device == "cpu":
             return
         subject = (spec.name, *_kind(request))
         with self._lock:
             if subject in self._checked or subject in self._begun:
                 return
-            reference = self.specs[f"reference.{request.op}"].fn
-            self._begun[subject] = Check(spec, request, self.layouts.get(spec.layout), reference)
+            self._begun[subject] = self._check(spec, request)
+
+    def _check(self, spec: KernelSpec, request: Request) -> Check:
+        from .selfcheck import Check
+
+        return Check(spec, request, self.layouts.get(spec.layout), self.specs[f"reference.{request.op}"].fn)
 
     def choose(self, request: Request, any_layout: bool = False) -> Choice:
         """Chooses without running anything.
@@ -236,8 +238,6 @@ class KernelRegistry:
         return replace(reference, name=name, layout=request.layout)
 
     def _choose_and_check(self, op: str, key: str, device: str, dtype: torch.dtype, activations: str) -> str:
-        from .selfcheck import Check
-
         request = Request.parse(op, key, device, dtype, activations)
         while True:
             names = self._names
@@ -246,10 +246,8 @@ class KernelRegistry:
             subject = (spec.name, *_kind(request))
             if spec.reference or subject in self._checked:
                 break
-            begun = self._begun.pop(subject, None)
-            if begun is None:
-                begun = Check(spec, request, self.layouts.get(spec.layout), self.specs[f"reference.{op}"].fn)
-            lie = begun.result()
+            check = self._begun.pop(subject, None) or self._check(spec, request)
+            lie = check.result()
             if lie is None:
                 self._checked.add(subject)
                 break
