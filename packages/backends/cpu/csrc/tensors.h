@@ -21,23 +21,16 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-Type type_of(ScalarType type, const char* what) {
+// Of results that are numbers, not codes.
+Type result_type(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return Type::kFloat;
     case ScalarType::BFloat16: return Type::kBFloat16;
     case ScalarType::Half: return Type::kHalf;
-    case ScalarType::Char: return Type::kInt8;
     default: break;
   }
-  STD_TORCH_CHECK(false, what, " must be float32, bfloat16, float16 or int8");
+  STD_TORCH_CHECK(false, "dtype must be float32, bfloat16 or float16");
   return Type::kNone;
-}
-
-// Of results that are numbers, not codes.
-Type result_type(ScalarType type) {
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
-                  "dtype must be float32, bfloat16 or float16");
-  return type_of(type, "dtype");
 }
 
 // torch's numbers of element types. Tensor::scalar_type asks the library for one after the other, 13 before bfloat16 is

@@ -20,8 +20,10 @@ __all__ = ["instruction_set", "instruction_sets", "load", "operator", "use"]
 _WEIGHT = "Tensor codes, Tensor scale, Tensor? zero_point"
 _LAYOUT = f"({_WEIGHT}, str qtype, int[] block_size, int size) -> (Tensor, Tensor, Tensor)"
 _WEIGHTED = ("linear", "linear_integer", "scaled_linear", "dequantize", "embedding")
-_named = [""]  # the instruction set that `use` has put in the place of the one chosen at first use
 _CODES = ("dynamic_quantize", "quantize", "pack", "unpack")
+
+# The instruction set that `use` has put in the place of the one chosen at first use.
+_named = [""]
 
 
 @cache
@@ -31,9 +33,7 @@ def load() -> None:
     Raises:
         OSError: if the shared library is missing or does not fit this machine.
     """
-    torch.ops.load_library(
-        _shared_library()
-    )  # first: if it fails, nothing is defined that a second try would define again
+    torch.ops.load_library(_shared_library())  # if it fails, nothing is defined that a second try would define again
     library = torch.library.Library("quanto_cpu", "DEF")
     load.__dict__["library"] = library  # lives as long as the process
     tags = (torch.Tag.pt2_compliant_tag,)
