@@ -14,7 +14,7 @@ import triton.language as tl
 from .addresses import scale_at, scale_value
 from .dependent import launch_dependents, wait_for_kernel_ahead
 
-__all__ = ["encode_rows", "encode_tokens"]
+__all__ = ["encode_rows", "encode_tokens", "widen"]
 
 _TINY = tl.constexpr(1.1754943508222875e-38)
 
