@@ -23,7 +23,7 @@ import triton.language as tl
 
 from . import assembly
 
-__all__ = ["decode", "halves"]
+__all__ = ["decode", "natural", "zero_operand"]
 
 _INT4_BF16 = tl.constexpr(assembly.integers(4, False, False))
 _INT4_BF16_ZERO = tl.constexpr(assembly.integers(4, False, True))
@@ -53,8 +53,11 @@ _FP4 = tl.constexpr(assembly.E2M1)
 
 
 @triton.jit
-def halves(value, DTYPE: tl.constexpr):
-    """A number of `DTYPE`, negated, in both halves of an int32."""
+def zero_operand(zero, KIND: tl.constexpr, DTYPE: tl.constexpr):
+    """What takes integer zero points away with the magic number: their sum, negated, in both halves of an int32."""
+    MAGIC: tl.constexpr = 128 if tl.bfloat16 == DTYPE else 1024
+    OFFSET: tl.constexpr = 128 if KIND == "int8" else (8 if KIND == "int4" else (4 if KIND == "int3" else 2))
+    value = (zero.to(tl.int32) + (MAGIC + OFFSET)).to(tl.float32)
     bits = (-value.to(DTYPE)).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     return bits | (bits << 16)
 
@@ -182,9 +185,7 @@ def _assembled(T, H, zero, KIND: tl.constexpr, DTYPE: tl.constexpr):
         else:
             c = _sixteen(T, None, None, _INT2_BF16 if BF else _INT2_FP16)
     else:
-        MAGIC: tl.constexpr = 128 if BF else 1024
-        OFFSET: tl.constexpr = 128 if KIND == "int8" else (8 if KIND == "int4" else (4 if KIND == "int3" else 2))
-        Z = tl.broadcast_to(halves((zero + (MAGIC + OFFSET)).to(tl.float32), DTYPE), T.shape)
+        Z = tl.broadcast_to(zero_operand(zero, KIND, DTYPE), T.shape)
         if KIND == "int8":
             c = _four(T, Z, _INT8_FP16_ZERO)
         elif KIND == "int4":
@@ -235,3 +236,18 @@ def decode(T, H, zero, KIND: tl.constexpr, DTYPE: tl.constexpr, ASM: tl.constexp
     else:
         c = tl.permute(c, (0, 2, 5, 1, 4, 3) if SYNC else (0, 2, 5, 4, 1, 3))
     return tl.reshape(c, (R, 128))
+
+
+@triton.jit
+def natural(X, KIND: tl.constexpr):
+    """Brings columns of x [rows, 128] into the order in which canonical words decode."""
+    R: tl.constexpr = X.shape[0]
+    if KIND == "int8" or KIND == "float8_e4m3fn" or KIND == "float8_e5m2":
+        X = tl.permute(tl.reshape(X, (R, 4, 8, 2, 2)), (0, 2, 3, 1, 4))
+    elif KIND == "int4":
+        X = tl.permute(tl.reshape(X, (R, 4, 4, 2, 4)), (0, 2, 4, 1, 3))
+    elif KIND == "int2":
+        X = tl.permute(tl.reshape(X, (R, 4, 2, 2, 8)), (0, 2, 4, 1, 3))
+    else:
+        X = tl.permute(tl.reshape(X, (R, 4, 4, 4, 2)), (0, 2, 3, 1, 4))
+    return tl.reshape(X, (R, 128))

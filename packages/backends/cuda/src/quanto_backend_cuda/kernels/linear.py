@@ -17,42 +17,11 @@ import triton
 import triton.language as tl
 
 from .addresses import fetch, lanes, row_bytes, rows_at, scale_at, scale_value
-from .decode import decode
+from .decode import decode, natural
 from .dependent import launch_dependents, wait_for_kernel_ahead
+from .experts import find_expert
 
 __all__ = ["linear"]
-
-
-@triton.jit
-def find_expert(offsets, E, tile, BM: tl.constexpr, EXPERTS: tl.constexpr):
-    """The expert whose rows tile number `tile` holds, the first of these rows and where the expert's end.
-
-    An expert has `ceil(rows / BM)` tiles; E is returned for tiles beyond the last.
-    """
-    e = tl.arange(0, EXPERTS)
-    end = tl.load(offsets + e, mask=e < E, other=0)
-    begin = tl.load(offsets + e - 1, mask=(e > 0) & (e < E), other=0)
-    tiles = tl.where(end > begin, (end - begin + BM - 1) // BM, 0)
-    until = tl.cumsum(tiles, 0)
-    expert = tl.sum(((until <= tile) & (e < E)).to(tl.int32), 0)
-    mine = e == expert
-    first = tl.sum(tl.where(mine, begin + (tile - until + tiles) * BM, 0), 0)
-    return expert, first, tl.sum(tl.where(mine, end, 0), 0)
-
-
-@triton.jit
-def natural(X, KIND: tl.constexpr):
-    """Brings columns of x [rows, 128] into the order in which canonical words decode."""
-    R: tl.constexpr = X.shape[0]
-    if KIND == "int8" or KIND == "float8_e4m3fn" or KIND == "float8_e5m2":
-        X = tl.permute(tl.reshape(X, (R, 4, 8, 2, 2)), (0, 2, 3, 1, 4))
-    elif KIND == "int4":
-        X = tl.permute(tl.reshape(X, (R, 4, 4, 2, 4)), (0, 2, 4, 1, 3))
-    elif KIND == "int2":
-        X = tl.permute(tl.reshape(X, (R, 4, 2, 2, 8)), (0, 2, 4, 1, 3))
-    else:
-        X = tl.permute(tl.reshape(X, (R, 4, 4, 4, 2)), (0, 2, 3, 1, 4))
-    return tl.reshape(X, (R, 128))
 
 
 @triton.jit(do_not_specialize=["M", "C", "G", "E", "splits"])

@@ -25,8 +25,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .addresses import scale_value
 from .dependent import launch_dependents, wait_for_kernel_ahead
+from .epilogue import through
 from .pieces import after, gathered, piece, pieces, place
-from .scaled import through
 
 __all__ = ["product"]
 

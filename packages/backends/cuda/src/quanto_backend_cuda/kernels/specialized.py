@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .addresses import row_bytes, rows_at, scale_at, scale_value
-from .decode import halves as negated
+from .decode import zero_operand
 from .dependent import launch_dependents, wait_for_kernel_ahead
 from .operand import operand, twice
 from .pieces import after, gathered, piece, pieces, place
@@ -83,8 +83,7 @@ def _decoded(
         scale = twice(scale_value(raw, ""), D)
         S, T = gl.broadcast(gl.expand_dims(gl.expand_dims(scale, 1), 2), T)
     if ZEROS:
-        MAGIC: gl.constexpr = (128 if gl.bfloat16 == D else 1024) + (8 if KIND == "int4" else 2)
-        zero = negated((zraw.to(gl.int32) + MAGIC).to(gl.float32), D)
+        zero = zero_operand(zraw, KIND, D)
         Z, T = gl.broadcast(gl.expand_dims(gl.expand_dims(zero, 1), 2), T)
     return gl.convert_layout(operand(T, Z, S, KIND, D), DOT, assert_trivial=True)
 

@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from .addresses import row_bytes, rows_at, scale_value
 from .copies import copy_weight, copy_x, lines_at, stretch_at, thirds_at
-from .decode import halves as negated
+from .decode import zero_operand
 from .dependent import launch_dependents, wait_for_kernel_ahead
 from .operand import operand
 
@@ -71,9 +71,8 @@ def _decoded(T, H, Z, KIND: gl.constexpr, D: gl.constexpr, DOT: gl.constexpr):
 
 @gluon.jit
 def _zero_points(zs, at, HALF: gl.constexpr, KIND: gl.constexpr, D: gl.constexpr):
-    MAGIC: gl.constexpr = (128 if gl.bfloat16 == D else 1024) + (8 if KIND == "int4" else (4 if KIND == "int3" else 2))
     raw = zs.index(at).load(gl.SliceLayout(1, gl.SliceLayout(2, HALF)))
-    return negated((raw.to(gl.int32) + MAGIC).to(gl.float32), D)
+    return zero_operand(raw, KIND, D)
 
 
 @gluon.jit(do_not_specialize=["M", "C", "G", "splits"])
