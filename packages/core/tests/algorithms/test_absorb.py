@@ -82,3 +82,40 @@ def test_values_of_grouped_queries() -> None:
     assert (absorber.name, absorber.repeat, absorber.head) == ("v", 2, 32)
     scale = torch.rand(64) + 0.5
     torch.testing.assert_close(absorber.reduce(absorber.expand(scale)), scale)
+
+
+class _Expert(nn.Module):
+    """Sees the rows whose first element is positive; another layer sees the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(32)
+        self.up, self.down, self.other = (nn.Linear(32, 32, bias=False) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        there = x[..., :1] > 0
+        return x + torch.where(there, self.down(torch.relu(self.up(y))), self.other(y))
+
+
+def test_batches_that_miss_a_layer_say_nothing_about_it() -> None:
+    torch.manual_seed(0)
+    missed, mixed = -torch.rand(1, 4, 32), torch.randn(2, 16, 32)
+    for values in ([missed, mixed], [missed] * 9 + [mixed], [torch.zeros(1, 4, 32), missed, mixed]):
+        block = _block(_Expert(), values)
+        assert find_absorber(block, ["up"]) is None, "the other layer reads the norm too"
+        absorber = find_absorber(block, ["down"])
+        assert absorber is not None
+        assert absorber.name == "up"
+    assert find_absorber(_block(_Expert(), [missed]), ["down"]) is None
+
+
+def test_what_other_blocks_use_is_left_alone(tiny: Any) -> None:
+    block = _block(tiny().blocks[0], [torch.randn(2, 8, 64)])
+    block.shared = frozenset({block.module.norm})
+    assert find_absorber(block, ["gate", "up"]) is None
+    absorber = find_absorber(block, ["down"])
+    assert absorber is not None
+    assert absorber.name == "up"
+    block.shared = frozenset({block.module.down})
+    assert find_absorber(block, ["down"]) is None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,9 +59,34 @@ def test_refuses_what_belongs_to_something_else(tiny: Any, batches: list[torch.T
             Pipeline(_Kill()).run(quanto.quantize(tiny(), change), batches[:-1], resume=tmp_path)
     with pytest.raises(ValueError, match="belongs to another pipeline"):
         Pipeline(_Kill(), "gptq").run(quanto.quantize(tiny(), "int4"), batches, resume=tmp_path)
-    (tmp_path / "blocks.0.pt").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"blocks\.0\.pt is damaged"):
+    (tmp_path / "block-blocks.0.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"block-blocks\.0\.pt is damaged"):
         Pipeline(_Kill()).run(quanto.quantize(tiny(), "int4"), batches, resume=tmp_path)
     (tmp_path / "pipeline.json").write_text("{")
     with pytest.raises(ValueError, match=r"pipeline\.json is damaged"):
         Pipeline(_Kill()).run(quanto.quantize(tiny(), "int4"), batches, resume=tmp_path)
+
+
+def test_files_of_others_stay(tiny: Any, batches: list[torch.Tensor], tmp_path: Path) -> None:
+    for name in ("model.pt", "0.pt", "notes.tmp"):
+        (tmp_path / name).write_text("mine")
+    Pipeline("gptq").run(quanto.quantize(tiny(), "int4"), batches, resume=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0.pt", "model.pt", "notes.tmp"]
+
+
+def test_any_change_of_weights_or_data_is_noticed(tiny: Any, batches: list[torch.Tensor], tmp_path: Path) -> None:
+    given = [UserDict(tokens=batch) for batch in batches]
+    _Kill.at, _Kill.seen = "blocks.1", []
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(_Kill()).run(quanto.quantize(tiny(), "int4"), given, resume=tmp_path)
+    other = [UserDict(tokens=batch.flip(0)) for batch in batches]
+    with pytest.raises(ValueError, match="belongs to another data"):
+        Pipeline(_Kill()).run(quanto.quantize(tiny(), "int4"), other, resume=tmp_path)
+    model = tiny()
+    with torch.no_grad():
+        model.blocks[1].up.weight.copy_(model.blocks[1].up.weight.flip(0))  # of the same sum
+    with pytest.raises(ValueError, match="belongs to another model"):
+        Pipeline(_Kill()).run(quanto.quantize(model, "int4"), given, resume=tmp_path)
+    (tmp_path / "pipeline.json").unlink()
+    with pytest.raises(ValueError, match=r"block-blocks\.0\.pt belongs to a run that is not described"):
+        Pipeline(_Kill()).run(quanto.quantize(tiny(), "int4"), given, resume=tmp_path)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import quanto
-from quanto.algorithms.stream import find_chain, record
+from quanto.algorithms.stream import find_chain, find_shared, record
 
 
 def test_finds_the_list_with_most_weights(tiny: Any) -> None:
@@ -41,3 +41,12 @@ def test_a_block_called_twice_is_no_chain() -> None:
 
     model = quanto.quantize(Twice(), "int8")
     assert record(model, find_chain(model), [torch.randn(2, 8)]) is None
+
+
+def test_finds_what_several_blocks_use(tiny: Any) -> None:
+    model = tiny()
+    chain = [(f"blocks.{i}", block) for i, block in enumerate(model.blocks)]
+    assert find_shared(model, chain) == frozenset()
+    model.blocks[1].norm = model.blocks[0].norm
+    model.blocks[2].norm.weight = model.norm.weight  # the parameter alone, of a norm outside of the chain
+    assert find_shared(model, chain) == {model.blocks[0].norm, model.blocks[2].norm}

@@ -61,8 +61,13 @@ def test_vocabularies_must_be_the_same() -> None:
 
 
 def test_nan_is_refused() -> None:
-    with pytest.raises(ValueError, match="NaN"):
-        divergence(lambda t: torch.full((*t.shape, 3), torch.nan), chain(P), TOKENS, block=3)
+    def broken(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.full((*tokens.shape, 3), torch.nan)
+
+    with pytest.raises(ValueError, match="logits of the model hold NaN"):
+        divergence(broken, chain(P), TOKENS, block=3)
+    with pytest.raises(ValueError, match="logits of the reference hold NaN"):
+        divergence(chain(Q), broken, TOKENS, block=3)
 
 
 @pytest.mark.parametrize(("options", "message"), [({"block": 1}, "at least 2"), ({"batch_size": 0}, "batch_size")])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def test_a_cache_is_used_extended_and_bound_to_model_and_data(task, tmp_path: Pa
     cache.write_text(json.dumps(broken))
     assert measured(task.model, batches, ["int4"], cache=cache).losses[0] == (7.0,)  # read, not measured
     assert measured(task.model, [batches[0] + 1], ["int4"], cache=cache).losses[0] != (7.0,)  # other data
+    other = copy.deepcopy(task.model)
+    with torch.no_grad():
+        next(p for p in other.parameters() if p.ndim == 1).add_(1)  # a bias, which is not planned
+    assert measured(other, batches, ["int4"], cache=cache).losses[0] != (7.0,)
     cache.write_text(text)
     more = measured(task.model, batches, ["int4", "int2"], cache=cache)
     assert more.losses[0][0] == first.losses[0][1]
@@ -71,3 +76,29 @@ def test_json_ready(task) -> None:
     assert data["candidates"][1] == {"weights": "int4", "group_size": 32}
     assert data["layers"]["8"]["weights"] == 8 * 64
     assert torch.tensor(data["layers"]["8"]["losses"]).isfinite().all()
+
+
+class _Unused(nn.Module):
+    """The data is never sent to one of two experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.never = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.head = nn.Linear(32, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.head(self.used(x) if len(x) else self.never(x))
+        return y
+
+
+def test_layers_that_the_data_does_not_reach_count_as_average() -> None:
+    torch.manual_seed(0)
+    model, batches = _Unused(), [torch.randn(64, 32)]
+    with pytest.warns(UserWarning, match=r"does not reach 1 layers \(never\)"):
+        found = sensitivity(model, batches, ["int8", "int4", "int2"])
+    used, never, head = found.losses
+    assert list(never) == sorted(never)
+    for losses in zip(used, never, head, strict=True):
+        assert min(losses[0], losses[2]) / 2 < losses[1] < 2 * max(losses[0], losses[2])
+    with pytest.raises(ValueError, match="data reaches none of the layers"):
+        sensitivity(model, batches, ["int4"], objective=lambda output, _: (torch.zeros(1, requires_grad=True).sum(), 1))

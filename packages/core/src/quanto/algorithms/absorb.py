@@ -16,6 +16,8 @@ from .step import Block, as_float, first_tensor
 
 __all__ = ["Absorber", "find_absorber", "scale_inputs"]
 
+_TRIED = 4  # batches, more where none of them reaches the layers
+
 
 @dataclass(frozen=True)
 class Absorber:
@@ -52,28 +54,82 @@ def find_absorber(block: Block, group: list[str]) -> Absorber | None:
     """A module that can take the inverse of scales on the inputs of a group of layers.
 
     No architecture is listed: each norm and linear layer of the right width is tried with random scales, and taken if
-    the float block's output stays what it was. A router or any other reader of the same tensor so excludes itself.
+    the float block's output stays what it was, measured by what the same scales do to the layers alone. A router or any
+    other reader of the same tensor so excludes itself. Batches that never reach the layers, as those of an expert, tell
+    nothing about them, and what other blocks use too is left alone.
     """
-    copied = copy.deepcopy(block.module).float()  # in bfloat16 a residual stream would hide what changes
-    args, kwargs = tree_map_only(Tensor, _float, block.inputs.others[0])
-    value = _float(block.inputs.values[0])
-    width = block.layers()[group[0]]._slots["weight"].shape[-1]
-    found = [c for name, module in copied.named_modules() for c in _candidates(name, module, width, group)]
-    layers: list[Any] = [copied.get_submodule(name) for name in group]
-    with as_float(copied):
-        before = first_tensor(copied(value, *args, **kwargs))
+    layers = block.layers()
+    if any(layers[name] in block.shared for name in group):
+        return None
+    trial = _Trial(block, group)
+    width = layers[group[0]]._slots["weight"].shape[-1]
+    found = [
+        candidate
+        for name, module in trial.module.named_modules()
+        if (not name or block.module.get_submodule(name) not in block.shared)
+        for candidate in _candidates(name, module, width, group)
+    ]
+    with as_float(trial.module):
+        batches = trial.telling(width) if found else []
         for candidate in sorted(found, key=lambda c: isinstance(c.module, QModule)):
-            channels = width // candidate.repeat
-            probe = torch.rand(channels, generator=torch.Generator().manual_seed(0)).add_(0.5).to(before.device)
-            parameters = [p for m in (candidate.module, *layers) for p in m._parameters.values() if p is not None]
-            saved = [p.detach().clone() for p in parameters]
-            scale_inputs(candidate, layers, candidate.expand(probe))
-            after = first_tensor(copied(value, *args, **kwargs))
-            for parameter, old in zip(parameters, saved, strict=True):
-                parameter.copy_(old)
-            if (after - before).norm() <= 1e-4 * before.norm():
+            if batches and all(trial.keeps(candidate, width, index) for index in batches):
                 return replace(candidate, module=block.module.get_submodule(candidate.name))
     return None
+
+
+class _Trial:
+    """A float copy of a block, whose weights can be scaled and put back."""
+
+    def __init__(self, block: Block, group: list[str]) -> None:
+        self.module = copy.deepcopy(block.module).float()  # in bfloat16 a residual stream would hide what changes
+        self.layers: list[Any] = [self.module.get_submodule(name) for name in group]
+        self.inputs = block.inputs
+        #: batches to what comes out, and how far scales on the layers alone move it
+        self.seen: dict[int, tuple[Tensor, float]] = {}
+
+    def telling(self, width: int) -> list[int]:
+        """A few batches, of which one at least shows what the layers do; none if there is none."""
+        count = len(self.inputs)
+        some = sorted({i * count // _TRIED for i in range(_TRIED)})
+        scale = _probe(width, self.layers[0])
+        for index in [*some, *(i for i in range(count) if i not in some)]:
+            before = self._run(index)
+            moved = float((self._scaled(None, scale, index) - before).norm())
+            self.seen[index] = before, moved
+            if len(self.seen) >= len(some) and any(self._shows(i) for i in self.seen):
+                return list(self.seen)
+        return []
+
+    def keeps(self, candidate: Absorber, width: int, index: int) -> bool:
+        """Whether scales that the candidate takes the inverse of leave a batch's output as it was."""
+        scale = candidate.expand(_probe(width // candidate.repeat, self.layers[0]))
+        before, moved = self.seen[index]
+        changed = float((self._scaled(candidate, scale, index) - before).norm())
+        return changed <= 1e-6 * float(before.norm()) + 1e-2 * moved
+
+    def _shows(self, index: int) -> bool:
+        before, moved = self.seen[index]
+        return moved > 1e-4 * float(before.norm())
+
+    def _scaled(self, candidate: Absorber | None, scale: Tensor, index: int) -> Tensor:
+        modules = [*self.layers] if candidate is None else [candidate.module, *self.layers]
+        parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+        saved = [p.detach().clone() for p in parameters]
+        scale_inputs(candidate, self.layers, scale)
+        after = self._run(index)
+        for parameter, old in zip(parameters, saved, strict=True):
+            parameter.copy_(old)
+        return after
+
+    def _run(self, index: int) -> Tensor:
+        args, kwargs = tree_map_only(Tensor, _float, self.inputs.others[index])
+        return first_tensor(self.module(_float(self.inputs.values[index]), *args, **kwargs))
+
+
+def _probe(width: int, layer: QModule) -> Tensor:
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return torch.rand(width, generator=torch.Generator().manual_seed(0)).add_(0.5).to(weight.device)
 
 
 def _float(tensor: Tensor) -> Tensor:
@@ -96,13 +152,14 @@ def _candidates(name: str, module: nn.Module, width: int, group: list[str]) -> l
 
 
 @torch.no_grad()
-def scale_inputs(absorber: Absorber, layers: list[QModule], scale: Tensor) -> None:
-    """Multiplies the input columns of layers by `scale`, `[in]`, and divides the absorber's output by it."""
-    inverse = 1 / absorber.reduce(scale)
-    for key in ("weight", "bias"):
-        parameter = absorber.module._parameters.get(key)
-        if parameter is not None:
-            parameter.mul_((inverse if parameter.ndim == 1 else inverse[:, None]).to(parameter.dtype))
+def scale_inputs(absorber: Absorber | None, layers: list[QModule], scale: Tensor) -> None:
+    """Multiplies the input columns of layers by `scale`, `[in]`, and divides the absorber's output by it, if any."""
+    if absorber is not None:
+        inverse = 1 / absorber.reduce(scale)
+        for key in ("weight", "bias"):
+            parameter = absorber.module._parameters.get(key)
+            if parameter is not None:
+                parameter.mul_((inverse if parameter.ndim == 1 else inverse[:, None]).to(parameter.dtype))
     for layer in layers:
         weight = layer._parameters["weight"]
         assert weight is not None

@@ -18,7 +18,7 @@ from .progress import Progress
 from .resume import Store
 from .samples import generate_samples
 from .step import Block, Step, as_float, first_tensor
-from .stream import Stream, call, calm, find_chain, record
+from .stream import Stream, call, calm, find_chain, find_shared, record
 
 __all__ = ["Pipeline", "calibrate_weights"]
 
@@ -88,7 +88,7 @@ class Pipeline:
                 chain = []
             with Progress(len(chain) + 1, progress) as bar:
                 if streams is not None:
-                    self._chain(chain, streams, store, bar)
+                    self._chain(chain, streams, find_shared(model, chain), store, bar)
                 self._rest(model, samples, store, bar, streams is not None)
             for step in self.steps:
                 step.conclude(model, samples, progress)
@@ -98,14 +98,19 @@ class Pipeline:
         return model
 
     def _chain(
-        self, chain: Sequence[tuple[str, nn.Module]], streams: list[Stream], store: Store | None, bar: Progress
+        self,
+        chain: Sequence[tuple[str, nn.Module]],
+        streams: list[Stream],
+        shared: frozenset[nn.Module],
+        store: Store | None,
+        bar: Progress,
     ) -> None:
         keep = any(step.needs_original for step in self.steps)
         inputs = Stream(streams[0].values, [])
         originals = Stream(list(inputs.values), []) if keep else inputs
         for (name, module), stream in zip(chain, streams, strict=True):
             inputs.others = originals.others = stream.others
-            block = Block(name, module, inputs, originals)
+            block = Block(name, module, inputs, originals, shared=shared)
             floating = copy.deepcopy(module) if keep else None
             self._apply(block, store)
             if block.outputs:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -13,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._digest import digest_of
 from ..mapping import quantization_map
 from ..nn.base import QModule
 from ..tensor.qtensor import is_small_float
 from .step import Block, Step
 
 __all__ = ["Store"]
+
+_PREFIX = "block-"  # of the files' names
 
 
 class Store:
@@ -36,6 +38,7 @@ class Store:
 
     def __init__(self, folder: Path, model: nn.Module, samples: Sequence[Any], steps: Sequence[Step]) -> None:
         self.folder = folder
+        self._files: list[Path] = []
         folder.mkdir(parents=True, exist_ok=True)
         mine = _fingerprint(model, samples, steps)
         path = folder / "pipeline.json"
@@ -48,10 +51,15 @@ class Store:
                 if its.get(part) != value:
                     raise ValueError(f"resume: {folder} belongs to another {part}; delete it or name another folder")
         else:
+            found = next(folder.glob(f"{_PREFIX}*.pt"), None)
+            if found is not None:
+                raise ValueError(f"resume: {found} belongs to a run that is not described beside it; delete it")
             _write(path, json.dumps(mine, indent=2).encode())
 
     def _path(self, block: Block) -> Path:
-        return self.folder / f"{block.name or 'rest'}.pt"
+        path = self.folder / f"{_PREFIX}{block.name or 'rest'}.pt"
+        self._files.append(path)
+        return path
 
     def save(self, block: Block) -> None:
         """Writes a finished block, atomically."""
@@ -60,9 +68,10 @@ class Store:
             small = is_small_float(tensor.dtype)  # torch 2.13 writes these but cannot read them back
             state[name] = (tensor.view(torch.uint8) if small else tensor, str(tensor.dtype).removeprefix("torch."))
         scheme = {n: m.scheme.to_dict() for n, m in block.module.named_modules() if isinstance(m, QModule) and m._slots}
-        temporary = self._path(block).with_suffix(".tmp")
+        path = self._path(block)
+        temporary = _temporary(path)
         torch.save({"state": state, "schemes": scheme, "losses": block.losses}, temporary)
-        os.replace(temporary, self._path(block))
+        os.replace(temporary, path)
 
     def load(self, block: Block) -> bool:
         """Gives a block its finished state, if it is there."""
@@ -91,35 +100,28 @@ class Store:
         return True
 
     def finish(self) -> None:
-        """Removes the files of a pipeline that is done."""
-        for path in [*self.folder.glob("*.pt"), *self.folder.glob("*.tmp"), self.folder / "pipeline.json"]:
+        """Removes the files of a pipeline that is done, and the folder if nothing else lies in it."""
+        for path in [*self._files, self.folder / "pipeline.json"]:  # in this order: blocks are nothing without it
             path.unlink(missing_ok=True)
+            _temporary(path).unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp")
+
+
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(".tmp")
+    temporary = _temporary(path)
     temporary.write_bytes(content)
     os.replace(temporary, path)
 
 
 def _fingerprint(model: nn.Module, samples: Sequence[Any], steps: Sequence[Step]) -> dict[str, str]:
-    weights = hashlib.sha256(json.dumps(quantization_map(model), sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
-        weights.update(f"{name} {tuple(tensor.shape)} {float(tensor.double().sum())!r}".encode())
-    data = hashlib.sha256()
-    for batch in samples:
-        for tensor in _tensors(batch):
-            values = tensor.detach().double().flatten()
-            places = torch.arange(1, len(values) + 1, dtype=torch.float64, device=values.device)
-            data.update(f"{tuple(tensor.shape)} {tensor.dtype} {float((values * places).sum())!r}".encode())
     options = [(type(step).__name__, sorted((k, repr(v)) for k, v in vars(step).items())) for step in steps]
-    return {"model": weights.hexdigest(), "data": data.hexdigest(), "pipeline": json.dumps(options)}
-
-
-def _tensors(batch: Any) -> list[Tensor]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
-    return [t for value in values for t in _tensors(value)]
+    return {
+        "model": digest_of(json.dumps(quantization_map(model), sort_keys=True, default=str), model.state_dict()),
+        "data": digest_of(samples),
+        "pipeline": json.dumps(options),
+    }

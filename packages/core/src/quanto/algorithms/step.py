@@ -39,6 +39,8 @@ class Block:
     inputs: Stream
     originals: Stream
     skipped: list[str] = field(default_factory=list)
+    #: modules that other parts of the model use too, or hold parameters of
+    shared: frozenset[nn.Module] = frozenset()
     #: layer names to losses: the part of a layer's output, in squares, that quantizing lost
     losses: dict[str, float] = field(default_factory=dict)
     #: whether a later step wants `floats`

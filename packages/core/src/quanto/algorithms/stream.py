@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from ..nn.base import QModule
 
-__all__ = ["Stream", "call", "find_chain", "record"]
+__all__ = ["Stream", "call", "find_chain", "find_shared", "record"]
 
 
 @dataclass
@@ -69,6 +70,23 @@ def find_chain(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def _size(module: nn.Module) -> int:
     found = (m for m in module.modules() if isinstance(m, QModule))
     return sum(torch.Size(slot.shape).numel() for m in found for slot in m._slots.values())
+
+
+def find_shared(model: nn.Module, chain: Sequence[tuple[str, nn.Module]]) -> frozenset[nn.Module]:
+    """The modules of blocks that another block, or the model outside of the chain, uses or shares parameters with."""
+    blocks = {block for _, block in chain}
+    parts = [set(block.modules()) for _, block in chain]
+    outside, ahead = set[nn.Module](), [model]
+    while ahead:
+        module = ahead.pop()
+        outside.add(module)
+        ahead += [child for child in module.children() if child not in blocks and child not in outside]
+    uses = Counter(id(thing) for part in [*parts, outside] for thing in {t for m in part for t in _things(m)})
+    return frozenset(m for part in parts for m in part if any(uses[id(thing)] > 1 for thing in _things(m)))
+
+
+def _things(module: nn.Module) -> list[Any]:
+    return [module, *(p for p in module._parameters.values() if p is not None)]
 
 
 class _Stop(Exception):

@@ -74,7 +74,7 @@ def divergence(
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:
-        TypeError, ValueError: as `perplexity`; or if the vocabularies differ.
+        TypeError, ValueError: as `perplexity`; or if the vocabularies differ, or logits of either hold NaN.
     """
     blocks = check_tokens(tokens, block)
     if batch_size < 1:
@@ -88,14 +88,15 @@ def divergence(
             q = _log_probabilities(model, batch.to(here))
             if p.shape != q.shape:
                 raise ValueError(f"model and reference have vocabularies of {q.shape[-1]} and {p.shape[-1]}")
+            for what, logs in (("reference", p), ("model", q)):
+                if logs.isnan().any():
+                    raise ValueError(f"the logits of the {what} hold NaN")
             # where p is 0 the product is 0, whatever the logarithm
             each.append(torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1).clamp_min(0).flatten().cpu())
             same += int((p.argmax(-1) == q.argmax(-1)).sum())
             targets = batch[:, 1:].to(here).unsqueeze(-1)
             rise += float((p.gather(-1, targets) - q.gather(-1, targets)).double().sum())
     found = torch.cat(each).double()
-    if found.isnan().any():
-        raise ValueError("the logits hold NaN")
     return Divergence(
         mean=found.mean().item(),
         median=found.median().item(),

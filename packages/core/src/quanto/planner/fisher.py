@@ -11,6 +11,7 @@ positions. Drawing targets makes it need no labels, and makes it a divergence ra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,12 +55,13 @@ def second_order(
     """The rise of divergence, in nats per prediction, for each layer under each of its candidates.
 
     Candidates are held as codes and decoded layer by layer. For layers that are not linear the gradient of a whole
-    batch is used, which is right on average and needs more batches.
+    batch is used, which is right on average and needs more batches. A layer that no gradient reaches, such as an expert
+    that the data is never sent to, gets no losses: an empty list.
 
     Raises:
         ValueError: if there is no batch.
     """
-    totals = [torch.zeros(len(codes), dtype=torch.float64) for _, codes in candidates]
+    totals = [_Total(torch.zeros(len(codes), dtype=torch.float64)) for _, codes in candidates]
     handles, grads = [], {p: p.requires_grad for p in model.parameters()}
     count, device = 0, device_of(model)
     try:
@@ -80,10 +82,18 @@ def second_order(
             parameter.requires_grad_(flag)
     if not count:
         raise ValueError("data must hold at least one batch")
-    return [(total / 2 / count).tolist() for total in totals]
+    return [(total.sums / 2 / count).tolist() if total.reached else [] for total in totals]
 
 
-def _watch(layer: Layer, codes: list[QTensor], total: Tensor) -> list[Any]:
+@dataclass
+class _Total:
+    """What one layer's candidates have lost so far, `[candidates]` float64, and whether a gradient came."""
+
+    sums: Tensor
+    reached: bool = False
+
+
+def _watch(layer: Layer, codes: list[QTensor], total: _Total) -> list[Any]:
     """Adds to `total` whenever a gradient reaches the layer. Gradients of weights are not kept."""
     if not isinstance(layer.module, nn.Linear):
 
@@ -91,8 +101,9 @@ def _watch(layer: Layer, codes: list[QTensor], total: Tensor) -> list[Any]:
             assert weight.grad is not None
             rows = layer.rows(weight.grad).double()
             weight.grad = None
+            total.reached = True
             for index, coded in enumerate(codes):
-                total[index] += (rows * _error(coded, layer, rows.dtype)).sum().square().cpu()
+                total.sums[index] += (rows * _error(coded, layer, rows.dtype)).sum().square().cpu()
 
         return [layer.weight.register_post_accumulate_grad_hook(weight_gradient)]
 
@@ -103,9 +114,10 @@ def _watch(layer: Layer, codes: list[QTensor], total: Tensor) -> list[Any]:
 
     def backward(x: Tensor, gradient: Tensor) -> None:
         x, gradient = x.flatten(0, -2).float(), gradient.flatten(0, -2).float()
+        total.reached = total.reached or x.numel() > 0
         for index, coded in enumerate(codes):
             moved = x @ _error(coded, layer, torch.float32).T
-            total[index] += (moved * gradient).sum(-1).double().square().sum().cpu()
+            total.sums[index] += (moved * gradient).sum(-1).double().square().sum().cpu()
 
     def drop(weight: Tensor) -> None:
         weight.grad = None

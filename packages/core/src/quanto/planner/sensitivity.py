@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from .._digest import digest_of
 from .._progress import track
 from ..scheme import Scheme
 from ..serialization.folder import replace_text
+from ..tensor import QTensor
 from .fisher import Objective, drawn_targets, second_order
 from .layers import Layer, encode, find_layers, stored_bits
 
@@ -78,7 +79,8 @@ def sensitivity(
         candidates: schemes or their names.
         exclude: globs of layers to leave alone.
         objective: for models that return no logits (see `quanto.planner.fisher.Objective`).
-        cache: a JSON file; what it holds for this model, these data and a candidate is not measured again.
+        cache: a JSON file; what it holds for this model, these data, an objective of this name and a candidate is not
+            measured again.
         calibrated: whether linear layers are rounded by GPTQ on the data instead of by the candidate's own algorithm:
             for plans that a pipeline is to follow.
         progress: whether to show a progress bar; None shows it on a terminal.
@@ -94,7 +96,7 @@ def sensitivity(
     if calibrated and batches is None:
         raise ValueError("calibrated=True needs data")
     path = None if cache is None else Path(cache)
-    key = _fingerprint(layers, batches) if path is not None else ""
+    key = digest_of(model.state_dict(), batches, _name_of(objective)) if path is not None else ""
     names = {s: ("gptq " if calibrated else "") + _id(s) for s in schemes}
     known = {} if path is None else _read(path, key)
     missing = [s for s in schemes if any(names[s] not in known.get(layer.name, {}) for layer in layers)]
@@ -129,46 +131,41 @@ def _measure(
         coded = calibrated_codes(model, layers, schemes, batches, progress)
     else:
         coded = [(layer, [encode(layer, s) for s in schemes]) for layer in track(layers, "quantize", enabled=progress)]
-    if batches is not None:
-        return second_order(model, coded, batches, objective or drawn_targets(), progress)
-    out = []
-    for layer, codes in coded:
-        rows = layer.rows(layer.weight.detach()).float()
-        signal = rows.square().sum().item() or 1.0
-        out.append([(c.dequantize().float() - rows).square().sum().item() / signal for c in codes])
-    return out
+    if batches is None:
+        return [_noise(layer, codes) for layer, codes in coded]
+    losses = second_order(model, coded, batches, objective or drawn_targets(), progress)
+    return _completed(losses, coded)
+
+
+def _noise(layer: Layer, codes: Sequence[QTensor]) -> list[float]:
+    """Squares that quantizing the weight loses, over its own, for each candidate."""
+    rows = layer.rows(layer.weight.detach()).float()
+    signal = rows.square().sum().item() or 1.0
+    return [(c.dequantize().float() - rows).square().sum().item() / signal for c in codes]
+
+
+def _completed(losses: list[list[float]], coded: list[tuple[Layer, list[QTensor]]]) -> list[list[float]]:
+    """Layers that the data does not reach lose as much for the noise of their weights as the others do on average."""
+    missing = [layer.name for found, (layer, _) in zip(losses, coded, strict=True) if not found]
+    if not missing:
+        return losses
+    if len(missing) == len(losses):
+        raise ValueError("data reaches none of the layers: no gradient comes to any of them")
+    names = f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
+    warnings.warn(f"the data does not reach {len(missing)} layers ({names}): they count as average ones", stacklevel=4)
+    noises = [_noise(layer, codes) for layer, codes in coded]
+    reached = [sum(found) / (sum(noise) or 1.0) for found, noise in zip(losses, noises, strict=True) if found]
+    factor = sum(reached) / len(reached)
+    return [found or [factor * n for n in noise] for found, noise in zip(losses, noises, strict=True)]
+
+
+def _name_of(objective: Objective | None) -> str:
+    function = getattr(objective, "func", objective)  # of a partial
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
 
 
 def _id(scheme: Scheme) -> str:
     return json.dumps(scheme.to_dict(), sort_keys=True)
-
-
-def _fingerprint(layers: list[Layer], batches: list[Any] | None) -> str:
-    """Of the weights' shapes and some of their values, and of the data."""
-    digest = hashlib.sha256()
-    for layer in layers:
-        weight = layer.weight.detach().flatten()
-        digest.update(f"{layer.name} {tuple(layer.weight.shape)} {weight.dtype}".encode())
-        _add(digest, weight[:: max(1, len(weight) // 4096)])
-    digest.update(str(None if batches is None else len(batches)).encode())
-    _add(digest, batches)
-    return digest.hexdigest()
-
-
-def _add(digest: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{tuple(value.shape)} {value.dtype}".encode())
-        digest.update(ctypes.string_at(value.data_ptr(), value.nbytes))
-    elif isinstance(value, Mapping):
-        for name in value:
-            digest.update(str(name).encode())
-            _add(digest, value[name])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _add(digest, item)
-    else:
-        digest.update(repr(value).encode())
 
 
 def _read(path: Path, key: str) -> dict[str, dict[str, float]]:
