@@ -30,14 +30,53 @@ def test_panels_are_packed_and_unpacked_on_meta(qtype: str, group: int | None) -
                 assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
-@pytest.mark.parametrize("part", ["weight_packed", "weight_scale"])
 @pytest.mark.parametrize("activations", [None, "int8"])
-def test_a_weight_left_on_meta_is_named(part: str, activations: str | None) -> None:
+def test_a_parameter_left_on_meta_is_named(activations: str | None) -> None:
     layer = quanto.freeze(quanto.quantize(nn.Linear(96, 80), "int4", activations=activations))
-    setattr(layer, part, nn.Parameter(getattr(layer, part).to("meta"), requires_grad=False))
-    name = {"weight_packed": "codes", "weight_scale": "scale"}[part]
-    with torch.no_grad(), pytest.raises(RuntimeError, match=f"x is on cpu, {name} on meta"):
-        layer(torch.randn(2, 96))
+    x = torch.randn(2, 96)
+    for part, name in (("weight_packed", "codes"), ("weight_scale", "scale"), ("bias", "bias")):
+        kept = getattr(layer, part)
+        setattr(layer, part, nn.Parameter(kept.detach().to("meta"), requires_grad=False))
+        with torch.no_grad(), pytest.raises(RuntimeError, match=f"linear_panels: x.* is on cpu, {name} on meta"):
+            layer(x)
+        setattr(layer, part, kept)
+    assert layer(x).isfinite().all()
+
+
+_WEIGHTED = ("linear", "linear_integer", "scaled_linear", "dequantize", "embedding")
+
+
+@pytest.mark.parametrize("name", [*_WEIGHTED, *(f"{op}_panels" for op in _WEIGHTED), "quantize", "pack_panels"])
+def test_no_tensor_may_lie_elsewhere(name: str) -> None:
+    """Of the fake's device, that is; one that lies on meta makes torch call it."""
+    w = sample("int8", (20, 64), 32, "int")
+    codes, scale, zero_point, _ = w.panels if name.endswith("_panels") and name != "pack_panels" else w.canonical
+    values = {
+        "x": torch.randn(20, 64),
+        "x_codes": torch.ones(20, 64, dtype=torch.int8),
+        "x_scale": torch.ones(20, 1),
+        "indices": torch.tensor([3, 4]),
+        "global_scale": torch.tensor(2.0),
+        "bias": torch.ones(20),
+        "out_scale": torch.tensor(0.1),
+        "codes": codes,
+        "scale": scale,
+        "zero_point": zero_point,
+        "x_qtype": "int8",
+        "qtype": "int8",
+        "block_size": [1, 32],
+        "size": 64,
+        "dtype": torch.float32,
+    }
+    call = operator(name)
+    names = [a.name for a in call._schema.arguments if a.name in values]
+    call(*(values[n] for n in names))
+    first, *others = [n for n in names if isinstance(values[n], torch.Tensor)]
+    for away in (first, *others):
+        given = [values[n].to("meta") if n == away else values[n] for n in names]
+        told = f"{first} is on meta, {others[0]} on cpu" if away == first else f"{first} is on cpu, {away} on meta"
+        with pytest.raises(RuntimeError, match=f"^{name}: {told}$"):
+            call(*given)
 
 
 def test_they_trace() -> None:

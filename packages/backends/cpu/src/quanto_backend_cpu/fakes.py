@@ -11,30 +11,44 @@ from torch import Tensor
 
 from quanto.qtypes import get_qtype
 
-__all__ = ["FAKES"]
+__all__ = ["FAKES", "on_one_device"]
 
 _WORD = 4  # bytes of a row that lie side by side
 
 
+def on_one_device(name: str, schema: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """A fake that refuses tensors of several devices.
+
+    torch calls it wherever one of them is on meta: a weight that was left there would otherwise make memory of the
+    others' device that nothing is written to.
+
+    Args:
+        name: of the operator, for the message.
+        schema: its arguments and results.
+        fake: its fake implementation.
+    """
+    names = [argument.name for argument in torch._C.parse_schema(name + schema).arguments]
+
+    def checked(*args: Any) -> Any:
+        tensors = [(given, t.device) for given, t in zip(names, args, strict=False) if isinstance(t, Tensor)]
+        first, home = tensors[0]
+        for other, device in tensors:
+            if device != home:
+                raise RuntimeError(f"{name}: {first} is on {home}, {other} on {device}")
+        return fake(*args)
+
+    return checked
+
+
 def linear(x: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     """As core's, but a row of codes may have any number of bytes."""
-    _check_devices(x, codes, *rest[:2])
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 
 def scaled_linear(x_codes: Tensor, x_scale: Tensor, codes: Tensor, *rest: Any) -> Tensor:
     """The same for activations of int8."""
-    _check_devices(x_codes, codes, *rest[:2])
     out_scale, dtype = rest[7:9]  # a nonlinearity behind them is left out where it is none
-    made = x_codes.new_empty((*x_codes.shape[:-1], codes.shape[0]), dtype=dtype)
-    return made if out_scale is None else made.to(torch.int8)
-
-
-def _check_devices(x: Tensor, codes: Tensor, *others: Tensor | None) -> None:
-    """A weight left on meta would otherwise make memory of x's device that nothing is written to."""
-    for name, t in zip(("codes", "scale", "zero_point"), (codes, *others), strict=False):
-        if t is not None and t.device != x.device:
-            raise RuntimeError(f"linear: x is on {x.device}, {name} on {t.device}")
+    return x_codes.new_empty((*x_codes.shape[:-1], codes.shape[0]), dtype=dtype if out_scale is None else torch.int8)
 
 
 def pack_panels(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 
 from quanto import ops
 
-from .fakes import FAKES
+from .fakes import FAKES, on_one_device
 
 __all__ = ["instruction_set", "instruction_sets", "load", "operator", "use"]
 
@@ -36,21 +36,23 @@ def load() -> None:
     torch.ops.load_library(_shared_library())  # if it fails, nothing is defined that a second try would define again
     library = torch.library.Library("quanto_cpu", "DEF")
     load.__dict__["library"] = library  # lives as long as the process
-    tags = (torch.Tag.pt2_compliant_tag,)
+    for name, schema, fake in _operators():
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"quanto_cpu::{name}", on_one_device(name, schema, fake), lib=library)
+    for schema in ("isa() -> str", "isas() -> str", "select_isa(str name) -> ()"):
+        library.define(schema)
+
+
+def _operators() -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    """Name, schema and fake implementation of each that computes."""
     for name in _WEIGHTED:
         like = name.removesuffix("_integer")
         for suffix in ("", "_panels"):
-            library.define(name + suffix + ops.SCHEMAS[like], tags=tags)
-            fake = FAKES.get(like) or ops.FAKES[like]
-            torch.library.register_fake(f"quanto_cpu::{name}{suffix}", fake, lib=library)
+            yield name + suffix, ops.SCHEMAS[like], FAKES.get(like) or ops.FAKES[like]
     for name in _CODES:
-        library.define(name + ops.SCHEMAS[name], tags=tags)
-        torch.library.register_fake(f"quanto_cpu::{name}", ops.FAKES[name], lib=library)
+        yield name, ops.SCHEMAS[name], ops.FAKES[name]
     for name in ("pack_panels", "unpack_panels"):
-        library.define(name + _LAYOUT, tags=tags)
-        torch.library.register_fake(f"quanto_cpu::{name}", FAKES[name], lib=library)
-    for schema in ("isa() -> str", "isas() -> str", "select_isa(str name) -> ()"):
-        library.define(schema)
+        yield name, _LAYOUT, FAKES[name]
 
 
 def _shared_library() -> Path:

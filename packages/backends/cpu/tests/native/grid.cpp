@@ -40,6 +40,29 @@ struct Exact {
   T& operator[](int64_t i) { return data[i]; }
 };
 
+// Takes subnormal numbers for zero, as torch.set_flush_denormal(True) lets the processor do.
+class Flushing {
+ public:
+#if defined(QUANTO_X86)
+  Flushing() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040u); }
+  ~Flushing() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  Flushing() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(saved_ | uint64_t{1} << 24));
+  }
+  ~Flushing() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#else
+  Flushing() {}
+#endif
+};
+
 int failures = 0;
 
 void complain(const Case& c, const char* what, double error) {
@@ -161,6 +184,38 @@ void run_case(const Case& c, std::mt19937& random) {
   }
 }
 
+// Numbers below the smallest normal one, while the processor is told to take such for zero: float8 codes, and activations
+// and scales of float16.
+void run_subnormal() {
+  constexpr int64_t kRowsOfX = 5, n = 20, k = 64;
+  const Case c{"float8_e4m3fn", kRowsOfX, n, k, k, false, false};
+  Exact<uint8_t> codes(n * k);
+  Exact<uint16_t> x(kRowsOfX * k), scale(n);
+  for (int64_t i = 0; i < n * k; ++i) codes[i] = static_cast<uint8_t>(i % 8);           // all below 2^-6
+  for (int64_t i = 0; i < kRowsOfX * k; ++i) x[i] = static_cast<uint16_t>(1 + i % 3);   // times 2^-24
+  for (int64_t i = 0; i < n; ++i) scale[i] = static_cast<uint16_t>(0x200 + i);          // a little above 2^-15
+  Weight w;
+  w.format = find_format(c.qtype);
+  w.n = n, w.k = w.group = w.stride = k, w.groups = 1, w.units = k / 4, w.scale_stride = 1;
+  w.codes = codes.get(), w.scale = scale.get(), w.scale_type = Type::kHalf;
+  Exact<float> y(kRowsOfX * n);
+  for (const Way way : {Way::kFloat, Way::kBlocks}) {
+    {
+      const Flushing flushing;
+      run(kernels(), w, {reinterpret_cast<const uint8_t*>(x.get()), Type::kHalf, kRowsOfX}, way,
+          reinterpret_cast<uint8_t*>(y.get()), Type::kFloat, nullptr, 0);
+    }
+    for (int64_t m = 0; m < kRowsOfX; ++m) {
+      for (int64_t row = 0; row < n; ++row) {
+        double want = 0;
+        for (int64_t i = 0; i < k; ++i) want += std::ldexp(1. + (m * k + i) % 3, -24) * std::ldexp((row * k + i) % 8, -9);
+        want *= std::ldexp(512. + row, -24);
+        if (std::fabs(y[m * n + row] - want) > 1e-5 * want) return complain(c, "subnormal", y[m * n + row] / want - 1);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -170,6 +225,7 @@ int main(int argc, char** argv) {
   std::stringstream names(available_kernels());
   for (std::string name; std::getline(names, name, ',');) {
     select_kernels(name.c_str());
+    run_subnormal();
     long long shape = 0, done = 0;
     for (const int64_t rows : {1, 3, 4, 16}) {
       for (int64_t n = 1; n <= 128; ++n) {
