@@ -33,6 +33,7 @@ def test_table(capsys) -> None:
         (["8x8", "--dtype", "int8"], "--dtype must be"),
         (["8x8", "--device", "nonsense"], "--device nonsense"),
         (["8x8", "--weights", "int9"], "int9"),
+        (["100000000x1000000"], "100000000x1000000: "),
     ],
 )
 def test_errors(capsys, words: list[str], message: str) -> None:

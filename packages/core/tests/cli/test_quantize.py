@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_data_calibrates(language_model: Path, text: Path, tmp_path: Path, capsy
         (["--weights", "int8", "--algorithm", "gptq,magic", "--data", __file__], "unknown step 'magic'"),
         (["--weights", "int8", "--algorithm", "magic"], "unknown algorithm 'magic'"),
         (["--weights", "int8", "--samples", "0"], "'--samples'"),
+        (["--weights", "w8a8-static"], "static activations need sample data"),
     ],
 )
 def test_errors_are_one_line_and_status_2(
@@ -81,3 +83,50 @@ def test_a_finished_folder_is_not_overwritten(language_model: Path, text: Path, 
     assert capsys.readouterr().err.count("holds a quantized model already") == 2
     assert main(["quantize", str(tmp_path / "out"), "-o", str(tmp_path / "again"), "--weights", "int4"]) == 2
     assert "holds a quantized model: give the float one" in capsys.readouterr().err
+
+
+def test_static_activations_are_calibrated(language_model: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["quantize", str(language_model), "-o", str(out), "--weights", "w8a8-static", "--data", str(text)]
+    assert main([*words, "--length", "64", "--samples", "4"]) == 0
+    model, encode = open_model(out)
+    scales = [m.input_scale for m in model.modules() if getattr(m, "quantizes_input", False)]
+    assert len(scales) == 4
+    assert all(scale is not None and scale > 0 for scale in scales)
+    with torch.no_grad():
+        assert model(encode(text.read_text())[:64].view(1, -1)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_files_of_another_model_are_not_overwritten(
+    language_model: Path, text: Path, tmp_path: Path, capsys, name: str, calibrated: bool
+) -> None:
+    (language_model / "README.md").write_text("float")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    (out / "notes").write_text("also mine")
+    words = ["quantize", str(language_model), "-o", str(out), "--weights", "int8"]
+    assert main([*words, "--data", str(text)] if calibrated else words) == 2
+    assert f"{out / name} is of another model: remove it" in capsys.readouterr().err
+    assert {p.name: p.read_text() for p in out.iterdir()} == {name: "mine", "notes": "also mine"}
+
+
+def test_a_calibration_goes_on_after_a_kill(
+    language_model: Path, text: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    words = ["quantize", str(language_model), "-o", str(out), "--weights", "int4", "--data", str(text)]
+    words += ["--length", "64", "--samples", "4"]
+
+    def killed(*args: object, **options: object) -> None:
+        (out / "quanto-00001-of-00002.safetensors").write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(import_module("quanto.serialization.save"), "save", killed)
+        assert main(words) == 130
+    assert main(words) == 0
+    assert not (out / "quanto.unfinished").exists()
+    assert main(["quantize", str(language_model), "-o", str(out), "--weights", "int8"]) == 2

@@ -34,3 +34,12 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_examples(path)
+
+
+def test_lines_end_where_json_lines_end(tmp_path: Path) -> None:
+    path = tmp_path / "examples.jsonl"
+    path.write_text('{"text": "a\u2028b\x85c"}\r\n\n{"text": "d"}', encoding="utf-8")
+    assert [example["text"] for example in read_examples(path)] == ["a\u2028b\x85c", "d"]
+    path.write_bytes(b'{"text": "a"}\n{"text": "\xf6"}\n')
+    with pytest.raises(ValueError, match=r"examples\.jsonl, line 2: not UTF-8, byte 0xf6"):
+        read_examples(path)

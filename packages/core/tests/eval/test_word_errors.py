@@ -60,3 +60,10 @@ def test_bounds(said: list[str], heard: list[str]) -> None:
 def test_bad_input(said: list[str], heard: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         word_error_rate(said, heard)
+
+
+def test_marks_belong_to_their_letters() -> None:
+    assert plain_words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+    assert plain_words("Cafe\u0301 noir") == plain_words("café noir") == ["café", "noir"]
+    words = plain_words("rock 'n' roll, dogs’ don''t it's a_b")
+    assert words == ["rock", "n", "roll", "dogs", "don", "t", "it's", "a", "b"]

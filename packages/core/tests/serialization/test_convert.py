@@ -165,7 +165,7 @@ def test_no_folder_of_another_model_is_written_to(folder: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="holds a quantized model already"):
         convert(source, out, chosen)
     (out / FILE).unlink()
-    with pytest.raises(ValueError, match="files of another model"):
+    with pytest.raises(ValueError, match="is of another model"):
         convert(source, out, chosen)
 
 

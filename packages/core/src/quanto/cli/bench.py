@@ -39,7 +39,12 @@ def bench(
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {device}: {error}") from None
-    rows = [_row(size, scheme, _DTYPES[dtype], place, counts, seconds) for scheme in schemes]
+    try:
+        rows = [_row(size, scheme, _DTYPES[dtype], place, counts, seconds) for scheme in schemes]
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        raise ValueError(f"{shape}: {error}") from None
     if as_json:
         typer.echo(json.dumps({"shape": list(size), "dtype": dtype, "device": device, "rows": rows}, indent=2))
         return

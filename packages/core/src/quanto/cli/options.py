@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .._text import read_text
 from ..scheme import Rule, Scheme
 
 __all__ = ["are_steps", "read_rules", "read_scheme", "read_tokens", "split_words"]
@@ -50,7 +51,7 @@ def read_rules(path: Path | None) -> list[Rule]:
 
 
 def _parse(path: Path) -> Any:
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     try:
         if path.suffix == ".json":
             return json.loads(text)

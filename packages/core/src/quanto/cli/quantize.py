@@ -54,6 +54,10 @@ def quantize(
     if data is None and not are_steps(steps):
         scheme = read_scheme(weights, algorithm, group_size)
         _some(scheme, listed)
+        if any(s is not None and s.dynamic is False for s in (scheme, *(rule.scheme for rule in listed))):
+            raise ValueError(
+                "static activations need sample data: give --data TEXT, or steps such as --algorithm smooth"
+            )
         result = _stream(model, output, scheme, listed, skipped, shard_size)
     else:
         scheme = read_scheme(weights, "", group_size)
@@ -104,15 +108,19 @@ def _calibrate(
     size: tuple[int, int],
     pipeline: Pipeline,
 ) -> dict[str, Any]:
+    from .._progress import track
     from ..algorithms import generate_samples
+    from ..calibrating import Calibration
     from ..model import quantize as mark
-    from ..serialization.convert import copy_beside
+    from ..nn.base import QModule
+    from ..serialization.convert import JOURNAL, copy_beside
     from ..serialization.foreign import complete, known_layers, open_model
     from ..serialization.manifest import Manifest
     from ..serialization.save import save
 
     if (output / MANIFEST).exists():
         raise ValueError(f"{output} holds a quantized model already: remove it, or name another folder")
+    _begin(model, output)
     opened, encode = open_model(model)
     samples, length = size
     if data is None:
@@ -124,13 +132,33 @@ def _calibrate(
     include = None if layers is None or scheme is None else list(layers)
     before = sum({t.data_ptr(): t.nbytes for t in opened.state_dict().values()}.values())
     mark(opened, scheme=scheme, rules=rules, include=include, exclude=exclude)
-    output.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         pipeline.run(opened, batches, resume=output / "quanto.calibration")
+        if any(isinstance(m, QModule) and m._slots and m.scheme.dynamic is False for m in opened.modules()):
+            with Calibration():
+                for batch in track(batches, "calibrate"):
+                    opened(batch)
     copy_beside(model, output)
     save(opened, output, shard_size=shard_size)
     manifest = Manifest.read(output)
-    return _summary(before, manifest, complete(model, output, manifest))
+    formats = complete(model, output, manifest)
+    (output / JOURNAL).unlink()
+    return _summary(before, manifest, formats)
+
+
+def _begin(model: Path, output: Path) -> None:
+    """Makes the folder, or recognizes that of the same model, which a kill left unfinished."""
+    from ..serialization.convert import JOURNAL, check_room
+    from ..serialization.folder import replace_text
+
+    journal, mine = output / JOURNAL, f"calibrated from {model.resolve()}\n"
+    if journal.exists():
+        if journal.read_text(encoding="utf-8") != mine:
+            raise ValueError(f"{output} holds an unfinished model of another source or options: remove it")
+        return
+    check_room(model, output)
+    output.mkdir(parents=True, exist_ok=True)
+    replace_text(journal, mine)
 
 
 def _summary(before: int, manifest: Any, formats: list[str]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .._text import read_text
+
 __all__ = ["Example", "read_examples"]
 
 #: fields of one line: `text`, `label`, `image`, `audio`, `query`, `document`, whichever a kind of model needs
@@ -22,10 +24,10 @@ def read_examples(path: Path) -> list[Example]:
         path: a file whose lines are JSON objects. Names of files in `image` and `audio` are relative to its folder.
 
     Raises:
-        ValueError: naming the line that is no object, or whose file is not there; or if there is no line.
+        ValueError: naming the line that is not UTF-8 or no object, or whose file is not there; or if there is no line.
     """
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

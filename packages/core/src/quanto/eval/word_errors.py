@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 __all__ = ["WordErrors", "plain_words", "word_error_rate"]
 
-_APART = re.compile(r"[^\w']+|_")
-_LOOSE = re.compile(r"(?<!\w)'|'(?!\w)")
+_LOOSE = re.compile(r"(?<!\S)'+|'+(?!\S)|''+")
+_WRITTEN = "LMN"  # categories of characters that words consist of: letters, marks on them, numbers
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ class WordErrors:
 
 
 def plain_words(text: str) -> list[str]:
-    """Words in lower case, without punctuation but for the apostrophe within a word."""
-    return _LOOSE.sub(" ", _APART.sub(" ", text.lower().replace("’", "'"))).split()
+    """Words in lower case, without punctuation but for the apostrophe within a word.
+
+    Letters and the marks on them count as one however they are composed (NFC).
+    """
+    text = unicodedata.normalize("NFC", text.lower().replace("’", "'"))
+    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in _WRITTEN else " " for c in text)
+    return _LOOSE.sub(" ", kept).split()
 
 
 def word_error_rate(

@@ -75,6 +75,7 @@ class KernelRegistry:
         self.layouts: dict[str, Layout] = {}
         #: callables by kernel name; what the operators call.
         self.calls: dict[str, Callable[..., Any]] = {}
+        self._functions: dict[tuple[str, str], tuple[Callable[..., Any], str]] = {}
         self._names: dict[tuple[str, str, str, torch.dtype, str], str] = {}
         #: kernels of `linear` by (weight key, device, dtype): the shortest path of eager calls.
         self.direct: dict[tuple[str, torch.device, torch.dtype], Callable[..., Any]] = {}
@@ -130,16 +131,35 @@ class KernelRegistry:
                 raise ValueError(f"layout {layout.name!r} is registered already")
             self.layouts[layout.name] = layout
 
+    def register_function(self, name: str, device: str, fn: Callable[..., Any]) -> None:
+        """Adds a function that reads no quantized weight, and so needs no claims; the package that asks defines it.
+
+        Raises:
+            ValueError: if another is registered under the name for the device.
+        """
+        with self._lock:
+            if (name, device) in self._functions:
+                raise ValueError(f"function {name!r} for {device} is registered by {self._functions[name, device][1]}")
+            self._functions[name, device] = fn, self._origin
+
+    def function(self, name: str, device: str) -> Callable[..., Any] | None:
+        """The function of a backend for a type of device; None if no backend has one, or it is blocked."""
+        from ..plugins.manager import plugins
+
+        plugins.load()
+        fn, origin = self._functions.get((name, device), (None, ""))
+        return None if origin in self._blocked else fn
+
     @contextmanager
     def transaction(self, origin: str) -> Iterator[None]:
         """Registers under the name of a distribution; takes all of it back if anything in the block raises."""
         with self._lock:
-            saved = dict(self.specs), dict(self.layouts), dict(self.calls), self._origin
+            saved = dict(self.specs), dict(self.layouts), dict(self.calls), self._origin, dict(self._functions)
             self._origin = origin
             try:
                 yield
             except BaseException:
-                self.specs, self.layouts = saved[0], saved[1]
+                self.specs, self.layouts, self._functions = saved[0], saved[1], saved[4]
                 self.calls.clear()
                 self.calls.update(saved[2])
                 raise

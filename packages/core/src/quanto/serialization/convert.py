@@ -29,7 +29,7 @@ from .manifest import FILE, Manifest
 from .save import _aligned_first, _bytes, _split
 from .sources import Source
 
-__all__ = ["Weight", "choose", "convert", "copy_beside", "finish"]
+__all__ = ["Weight", "check_room", "choose", "convert", "copy_beside", "finish"]
 
 JOURNAL = "quanto.unfinished"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,7 +90,7 @@ def choose(
     for one in rules:
         if not any(one.matches(name, _NOTHING) for name in names):
             pattern = getattr(one.pattern, "pattern", one.pattern)
-            raise ValueError(f"the rule {pattern!r} matches no weight of {source.folder}; names are like {names[0]!r}")
+            raise ValueError(f"the rule {pattern!r} matches no weight of {source.folder}; {_like(names)}")
     for pattern in exclude:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ValueError(f"exclude={pattern!r} matches no weight of {source.folder}")
@@ -117,6 +117,10 @@ def choose(
         columns = weight.slot.rows_shape()[-1]
         quantize_tensor(torch.zeros(1, columns), weight.slot.scheme)  # an algorithm may refuse: before the first file
     return chosen
+
+
+def _like(names: Sequence[str]) -> str:
+    return f"names are like {names[0]!r}" if names else "it holds no tensor named *.weight"
 
 
 def _is_wide(pattern: object) -> bool:
@@ -152,7 +156,8 @@ def convert(
         progress: whether to show a progress bar; None shows one in a terminal.
 
     Raises:
-        ValueError: if the target is the source's folder, holds a finished model, or an unfinished one of other options.
+        ValueError: if the target is the source's folder, holds a finished model, or an unfinished one of other options,
+            or files of another model.
     """
     folder, limit = Path(target), _bytes(shard_size)
     infos: dict[str, TensorInfo] = {}
@@ -191,9 +196,32 @@ def convert(
 
 def copy_beside(source: Path, folder: Path) -> None:
     """Copies what lies beside the tensors: configuration and tokenizers, but no weights of any format."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not _BESIDE.fullmatch(path.name) and not path.name.startswith(("quanto.", ".")):
-            shutil.copyfile(path, folder / path.name)
+    for path in _lies_beside(source):
+        shutil.copyfile(path, folder / path.name)
+
+
+def check_room(source: Path, folder: Path, beside: bool = True) -> None:
+    """Makes sure that a folder has nothing that a quantized model would overwrite, or that readers would take for it.
+
+    Args:
+        source: the float checkpoint.
+        folder: for the quantized one; need not exist.
+        beside: whether `copy_beside` will follow.
+
+    Raises:
+        ValueError: naming a file that is in the way.
+    """
+    copied = {path.name: path for path in _lies_beside(source)} if beside else {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        original = copied.get(path.name)
+        other = original is not None and path.read_bytes() != original.read_bytes()
+        if path.is_file() and (other or _BESIDE.fullmatch(path.name)):
+            raise ValueError(f"{path} is of another model: remove it, or name another folder for the output")
+
+
+def _lies_beside(source: Path) -> list[Path]:
+    files = [path for path in sorted(source.iterdir()) if path.is_file() and not _BESIDE.fullmatch(path.name)]
+    return [path for path in files if not path.name.startswith(("quanto.", "."))]
 
 
 def finish(folder: str | os.PathLike[str], manifest: Manifest) -> None:
@@ -236,8 +264,7 @@ def _begin(
         if journal.read_text(encoding="utf-8").strip() != digest:
             raise ValueError(f"{folder} holds an unfinished model of another source or options: remove it")
         return
-    if any((folder / file).exists() for file in files):
-        raise ValueError(f"{folder} holds files of another model: remove it, or name another folder")
+    check_room(source.folder, folder, beside=not source.lone)
     replace_text(journal, digest + "\n")
 
 
