@@ -6,6 +6,9 @@ token is timed as one compiled graph, with the checks that torch.compile makes b
 model too, so that ratios hold. Every scheme has a process to itself and float32, in turns: six compiled models in one
 process scatter what the checks read over so much memory that an int4 token takes 8.8 ms instead of 6.8. llama.cpp
 decodes the same model in the last of them, where it is installed.
+
+Results go to a file of `bench/results` whose name holds whatever changes them; there, those of the schemes that were
+measured replace their earlier ones.
 """
 
 from __future__ import annotations
@@ -28,10 +31,13 @@ from ..core import RESULTS, machine
 from . import profiles
 from .candidate import Missing
 from .decoder import Compiled, Eager, Unguarded
+from .merge import merged_runs
 from .peers import llama
 from .subjects import SCHEMES, bytes_per_token, source, subject
 
 _PART = "QUANTO_BENCH_PART"  # the file that a process of one scheme writes its rows to
+_TOKENS = 24
+_PEER = "llama.cpp"
 
 
 @dataclass
@@ -49,7 +55,7 @@ class Run:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cpu.decode", description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=_TOKENS)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     parser.add_argument("--cpp-wrapper", action="store_true", help="compiled code calls operators from C++")
@@ -59,21 +65,31 @@ def main() -> None:
     parser.add_argument("--join", action="store_true", help="layers that read the same input run as one")
     parser.add_argument("--head", action="store_true", help="quantize the head and the embedding too")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="llama.cpp too")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="default: a name of what is measured")
     options = parser.parse_args()
     place = source(options.model)
     if _PART in os.environ:
         _part(place, options)
         return
-    name = place.name if isinstance(place, Path) else place
-    found: dict[str, Any] = {"machine": machine(), "model": name, "profile": options.profile}
-    found |= {"threads": options.threads, "torch": torch.__version__, "joined": options.join, "rows": _parts(options)}
-    marks = [options.profile, f"{options.threads}-threads", *(m for m in ("head", "compile") if getattr(options, m))]
-    path = RESULTS / f"cpu-decode-{name}-{'-'.join(marks)}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    model = place.name if isinstance(place, Path) else place
+    path = options.out or RESULTS / f"cpu-decode-{'-'.join((model, *_marks(options)))}.json"
+    found: dict[str, Any] = {"machine": machine(), "model": model, "profile": options.profile}
+    found |= {"threads": options.threads, "torch": torch.__version__, "joined": options.join}
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**found, "rows": []}
+    merged_runs(old, {**found, "rows": []})  # raises now if they don't go together, not in half an hour
+    made = merged_runs(old, {**found, "rows": _parts(options)})
+    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def _marks(options: argparse.Namespace) -> list[str]:
+    """What is said in the name of a file: whatever changes the results in it."""
+    flags = [name.replace("_", "-") for name in ("head", "join", "compile", "cpp_wrapper") if getattr(options, name)]
+    tokens = [] if options.tokens == _TOKENS else [f"{options.tokens}-tokens"]
+    return [options.profile, f"{options.threads}-threads", *flags, *tokens]
 
 
 def _parts(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of every scheme, each in a process of its own; float32 comes with each."""
+    """Rows of every scheme, each in a process of its own (`run`); float32 comes with each."""
     others = [s for s in options.schemes if s != "float32"] or ["float32"]
     shown = f"from bench.cpu import profiles; profiles.apply({options.profile!r})"  # before torch is imported
     code = f"{shown}; from bench.cpu import decode; decode.main()"
@@ -84,7 +100,8 @@ def _parts(options: argparse.Namespace) -> list[dict[str, Any]]:
             last = [] if scheme == others[-1] else ["--no-peers"]
             call = [sys.executable, "-c", code, *sys.argv[1:], *last, "--schemes", *dict.fromkeys(("float32", scheme))]
             subprocess.run(call, env={**os.environ, _PART: str(path)}, check=True)
-            rows += json.loads(path.read_text(encoding="utf-8"))
+            made = json.loads(path.read_text(encoding="utf-8"))
+            rows += [{"run": _PEER if row["way"] == _PEER else scheme, **row} for row in made]
     return rows
 
 
@@ -130,7 +147,7 @@ def _peers(folder: Path, options: argparse.Namespace) -> list[Run]:
     except Missing as missing:
         print(f"llama.cpp: {missing}")
         return []
-    return [Run("llama.cpp", name, llama.Llama(path, options.threads), size) for name, path, size in found]
+    return [Run(_PEER, name, llama.Llama(path, options.threads), size) for name, path, size in found]
 
 
 def _rows(runs: list[Run]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["merged"]
+__all__ = ["merged", "merged_runs"]
 
 # What tells rows of a list apart.
 KEYS = {
@@ -38,3 +38,17 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def _rows(old: list[dict[str, Any]], new: list[dict[str, Any]], key: tuple[str, ...]) -> list[dict[str, Any]]:
     found = {tuple(row[k] for k in key): row for row in (*old, *new)}
     return list(found.values())
+
+
+def merged_runs(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Decoding, of which each `run` is a process: those of the new results take the place of the old of that name.
+
+    Raises:
+        ValueError: if anything but the rows differs, such as the machine or torch's version.
+    """
+    apart = [key for key in new if key != "rows" and old.get(key) != new[key]]
+    if apart:
+        told = ", ".join(f"{key} is {old.get(key)} there, {new[key]} here" for key in apart)
+        raise ValueError(f"the file holds other results ({told}): name another with --out, or delete it")
+    runs = {row["run"] for row in new["rows"]}
+    return {**new, "rows": [*(row for row in old["rows"] if row["run"] not in runs), *new["rows"]]}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..candidate import Missing
-from ..decoder import PROMPT
+from ..decoder import PROMPT, UNTIMED
 
 __all__ = ["Llama", "files"]
 
@@ -32,7 +32,7 @@ class Llama:
         self._model = Llama(str(path), n_ctx=256, n_threads=threads, n_threads_batch=threads, verbose=False)
 
     def __call__(self, count: int) -> list[float]:
-        """Seconds of each token; which ones they are does not matter."""
+        """Seconds of each of the last tokens, as many as of the other ways; which ones they are does not matter."""
         self._model.reset()
         self._model.eval(list(PROMPT))
         seconds = []
@@ -40,7 +40,7 @@ class Llama:
             start = time.perf_counter()
             self._model.eval([token])
             seconds.append(time.perf_counter() - start)
-        return seconds
+        return seconds[UNTIMED:]
 
 
 def files(folder: Path) -> Iterator[tuple[str, Path, int]]:
