@@ -93,37 +93,48 @@ float top_of(Code code, const float* values, int64_t count) {
   return peak;
 }
 
-// Takes the second of each two int8 that add up to too much out of the rows [padded k] of a tile, into quads that come a
-// second time.
-void split_pairs(const Weight& w, int8_t* rows, int64_t tile, Activations& a) {
-  const int64_t padded = w.padded(), quads = w.units * w.format->unit / 4, step = a.block * w.format->unit / 4;
+// Takes the second of each two int8 that add up to too much out of a block of the rows [padded k] of a tile, into quads
+// that come a second time.
+void split_pairs(const Weight& w, int8_t* rows, int64_t first, int64_t last, int64_t at, int32_t& rests, Activations& a) {
+  const int64_t padded = w.padded();
   const auto heavy = [](const int8_t* pair) { return std::abs(pair[0] + pair[1]) > 128; };
-  for (int64_t q = 0; q < w.groups; ++q) {
-    for (int64_t b = 0; b < a.blocks; ++b) {
-      const int64_t first = q * quads + b * step, last = q * quads + std::min(quads, (b + 1) * step);
-      const int64_t at = tile * padded / 4 + first;
-      int32_t count = 0;
-      for (int64_t i = first; i < last; ++i) {
-        bool any = false;
-        for (int m = 0; m < a.tile; ++m) any |= heavy(rows + m * padded + 4 * i) || heavy(rows + m * padded + 4 * i + 2);
-        if (!any) continue;
-        for (int m = 0; m < a.tile; ++m) {
-          int8_t *from = rows + m * padded + 4 * i, rest[4] = {};
-          for (int pair = 0; pair < 4; pair += 2) {
-            if (heavy(from + pair)) std::swap(from[pair + 1], rest[pair + 1]);
-          }
-          std::memcpy(a.rest + (at + count) * a.tile + m, rest, 4);
-        }
-        a.rest_places[at + count++] = static_cast<int32_t>(i - first);
+  int32_t count = 0;
+  for (int64_t i = first; i < last; ++i) {
+    bool any = false;
+    for (int m = 0; m < a.tile; ++m) any |= heavy(rows + m * padded + 4 * i) || heavy(rows + m * padded + 4 * i + 2);
+    if (!any) continue;
+    for (int m = 0; m < a.tile; ++m) {
+      int8_t *from = rows + m * padded + 4 * i, rest[4] = {};
+      for (int pair = 0; pair < 4; pair += 2) {
+        if (heavy(from + pair)) std::swap(from[pair + 1], rest[pair + 1]);
       }
-      a.rests[(tile * w.groups + q) * a.blocks + b] = count;
+      std::memcpy(a.rest + at + count * a.tile + m, rest, 4);
+    }
+    a.rest_places[at / a.tile + count++] = static_cast<int32_t>(i - first);
+  }
+  rests = count;
+}
+
+// Where sums of products of quads first … last of a row begin.
+void start_sums(const Format& f, const int8_t* codes, int64_t first, int64_t last, const Activations& a, int32_t* starts) {
+  const int64_t run = a.run ? a.run : last - first;
+  for (; first < last; first += run, starts += a.tile) {
+    int32_t two[2] = {};
+    for (int64_t i = first; i < std::min(last, first + run); ++i) {
+      two[0] += codes[4 * i] + codes[4 * i + 1], two[1] += codes[4 * i + 2] + codes[4 * i + 3];
+    }
+    if (a.run) {
+      const auto low = static_cast<uint32_t>(-f.byte_offset * two[0]), high = static_cast<uint32_t>(-f.byte_offset * two[1]);
+      *starts = static_cast<int32_t>((low & 0xffff) | high << 16);
+    } else {
+      *starts = -f.byte_offset * (two[0] + two[1]);
     }
   }
 }
 
 bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, Activations& a, int64_t begin, int64_t end) {
   const Format& f = *w.format;
-  const int64_t padded = w.padded(), length = w.units * f.unit;
+  const int64_t padded = w.padded(), length = w.units * f.unit, runs = a.run ? (a.block * f.unit / 4 + a.run - 1) / a.run : 1;
   std::unique_ptr<float[]> values(new float[padded]);
   std::unique_ptr<int8_t[]> rows(new int8_t[padded * a.tile]);
   for (int64_t tile = begin; tile < end; ++tile) {
@@ -139,27 +150,47 @@ bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, 
       } else if (row < a.rows) {
         load_row(w, x, type, stride, row, values.get());
       }
+      float scale = 0;
       for (int64_t q = 0; q < w.groups; ++q) {
         for (int64_t b = 0; b < a.blocks; ++b) {
           const int64_t first = (q * w.units + b * a.block) * f.unit, count = std::min(a.block, w.units - b * a.block) * f.unit;
-          const int64_t at = ((tile * w.groups + q) * a.blocks + b) * a.tile + m;
-          if (type != Type::kInt8) {
-            const float top = row < a.rows ? top_of<V>(f.code, values.get() + first, count) : 0.f;
+          const int64_t at = scales_at(w, a, tile, q, b) + m;
+          const Part part = part_of(w, a, q, b);
+          if (type != Type::kInt8 && part.within == 0) {
+            const float top = row < a.rows ? top_of<V>(f.code, values.get() + first, part.size * 4) : 0.f;
             if (!std::isfinite(top) || (top != 0 && top < 0x1p-100f)) return false;  // 127 / top would be infinite
-            a.scales[at] = top / 127.f;
-            if (row < a.rows) V::quantize(values.get() + first, top == 0 ? 0.f : 127.f / top, count, codes + first);
+            scale = top / 127.f;
+            if (row < a.rows) V::quantize(values.get() + first, top == 0 ? 0.f : 127.f / top, part.size * 4, codes + first);
           }
+          if (type != Type::kInt8) a.scales[at] = scale;
           int32_t sum = 0;
           for (int64_t i = first; i < first + count; ++i) sum += codes[i];
           a.sums[at] = static_cast<float>(sum);
         }
       }
       reorder(f.code, codes, padded);
+      for (int64_t q = 0; a.starts && q < w.groups; ++q) {
+        for (int64_t b = 0; b < a.blocks; ++b) {
+          const int64_t first = (q * w.units + b * a.block) * f.unit / 4;
+          const int64_t count = std::min(a.block, w.units - b * a.block) * f.unit / 4;
+          start_sums(f, codes, first, first + count, a, a.starts + starts_at(w, a, tile, q, b, runs) + m);
+        }
+      }
     }
-    if (a.rests) split_pairs(w, rows.get(), tile, a);
-    int32_t* to = a.quads + tile * padded / 4 * a.tile;
-    for (int64_t i = 0; i < padded / 4; ++i, to += a.tile) {
-      for (int m = 0; m < a.tile; ++m) std::memcpy(to + m, rows.get() + m * padded + 4 * i, 4);
+    for (int64_t q = 0; q < w.groups; ++q) {
+      for (int64_t b = 0; b < a.blocks; ++b) {
+        const Part part = part_of(w, a, q, b);
+        if (part.within != 0) continue;
+        const int64_t at = quads_at(w, a, tile, q, b);
+        if (a.rests) {
+          int32_t& rests = a.rests[scales_at(w, a, tile, q, b) / a.tile];
+          split_pairs(w, rows.get(), part.first, part.first + part.size, at, rests, a);
+        }
+        int32_t* to = a.quads + at;
+        for (int64_t i = part.first; i < part.first + part.size; ++i, to += a.tile) {
+          for (int m = 0; m < a.tile; ++m) std::memcpy(to + m, rows.get() + m * padded + 4 * i, 4);
+        }
+      }
     }
   }
   return true;

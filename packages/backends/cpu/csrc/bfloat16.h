@@ -172,7 +172,7 @@ void bfloat16_blocks(const Weight& w, const Activations& a, const Output& out, i
   const float factor = remainder_of<C>(*w.format).factor;
   const int64_t tiles = (a.rows + a.tile - 1) / a.tile;
   alignas(64) uint8_t pairs[kDecodedAtOnce / 2 * 64 * P];
-  const Scratch<float> sums(tiles * a.tile * kRows * P);
+  const Buffer<float> sums = allocate<float>(tiles * a.tile * kRows * P);
   Panels source(w);
   for (int64_t first = begin; first < end; first += P) {
     Panel panels[P];
@@ -230,17 +230,11 @@ void bfloat16_for(const Weight& w, const Activations& a, const Output& out, int6
 }
 
 void bfloat16(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  switch (w.format->code) {
-    case Code::kInt8: return bfloat16_for<Code::kInt8>(w, a, out, begin, end);
-    case Code::kInt4: return bfloat16_for<Code::kInt4>(w, a, out, begin, end);
-    case Code::kInt2: return bfloat16_for<Code::kInt2>(w, a, out, begin, end);
-    case Code::kSmallTable: return bfloat16_for<Code::kSmallTable>(w, a, out, begin, end);
-    case Code::kE4M3: return bfloat16_for<Code::kE4M3>(w, a, out, begin, end);
-    case Code::kE5M2: return bfloat16_for<Code::kE5M2>(w, a, out, begin, end);
-    case Code::kE4M3Z: return bfloat16_for<Code::kE4M3Z>(w, a, out, begin, end);
-    case Code::kE5M2Z: return bfloat16_for<Code::kE5M2Z>(w, a, out, begin, end);
-    default: return;  // 3 bits and nf4, which `run` gives to floats
-  }
+  with_code(w.format->code, [&](auto code) {
+    constexpr Code C = decltype(code)::value;
+    // 3 bits and nf4 are given to floats by `run`.
+    if constexpr (C != Code::kInt3 && C != Code::kTable4) bfloat16_for<C>(w, a, out, begin, end);
+  });
 }
 
 }  // namespace

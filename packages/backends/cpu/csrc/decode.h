@@ -21,6 +21,26 @@ struct Late {
 template <Code C>
 using Of = typename Late<C>::Vector;
 
+template <Code C>
+using Is = std::integral_constant<Code, C>;
+
+// Calls body with the code as a constant, of one template for all of them.
+template <class Body>
+auto with_code(Code code, Body body) {
+  switch (code) {
+    case Code::kInt8: return body(Is<Code::kInt8>{});
+    case Code::kInt4: return body(Is<Code::kInt4>{});
+    case Code::kInt3: return body(Is<Code::kInt3>{});
+    case Code::kInt2: return body(Is<Code::kInt2>{});
+    case Code::kTable4: return body(Is<Code::kTable4>{});
+    case Code::kSmallTable: return body(Is<Code::kSmallTable>{});
+    case Code::kE4M3: return body(Is<Code::kE4M3>{});
+    case Code::kE5M2: return body(Is<Code::kE5M2>{});
+    case Code::kE4M3Z: return body(Is<Code::kE4M3Z>{});
+    default: return body(Is<Code::kE5M2Z>{});
+  }
+}
+
 // Whether bytes use all of their range, so that sums of two products do not fit 16 bits.
 template <Code C>
 constexpr bool kFull = C == Code::kInt8 || C == Code::kTable4;
@@ -38,7 +58,10 @@ template <Code C>
 constexpr int kUnit = C == Code::kInt3 ? 32 : C == Code::kInt2 ? 16 : kNibbles<C> ? 8 : 4;
 template <Code C>
 constexpr int kWords = C == Code::kInt3 ? 3 : 1;
-// Quads whose products with int8 are summed in 16 bits, before they are widened: 128 * 2 * (2^bits - 1) * quads < 2^15.
+// Whether products of several quads are added up in 16 bits.
+template <Code C>
+constexpr bool kNarrow = V::kNarrowSums && quads_in_16_bits(C, false) != 0;
+// Quads of bytes, offset and all, whose products with int8 fit 16 bits together: 128 * 2 * (2^bits - 1) * quads < 2^15.
 template <Code C>
 constexpr int kQuads = C == Code::kInt4 ? 8 : C == Code::kInt3 ? 16 : C == Code::kInt2 ? 32 : C == Code::kSmallTable ? 4 : 0;
 
@@ -63,7 +86,7 @@ float byte_offset(const Format& f) {
 struct Tables {
   V::Table values;
   V::Bytes bytes;
-  V::Bytes parts[4];  // of values, where `kParts`
+  V::Bytes parts[4];  // of values, of kTable4 where `kParts`
 };
 
 template <Code C>
@@ -75,9 +98,11 @@ Tables tables(const Format& f) {
     if (f.bytes) bytes[i] = static_cast<uint8_t>(f.bytes[i] - (kSigned<C> ? f.byte_offset : 0));
   }
   Tables t{V::table(values), V::bytes(bytes), {}};
-  for (int part = 0; V::kParts && part < 4; ++part) {
-    for (int i = 0; i < 16; ++i) std::memcpy(bytes + i, reinterpret_cast<const uint8_t*>(values + i) + part, 1);
-    t.parts[part] = V::bytes(bytes);
+  if constexpr (C == Code::kTable4 && V::kParts) {
+    for (int part = 0; part < 4; ++part) {
+      for (int i = 0; i < 16; ++i) std::memcpy(bytes + i, reinterpret_cast<const uint8_t*>(values + i) + part, 1);
+      t.parts[part] = V::bytes(bytes);
+    }
   }
   return t;
 }

@@ -72,7 +72,7 @@ void exact_panels(const Weight& w, const Activations& a, const Output& out, int6
   const Multiply kernel = table[a.tile - 1];
   const int64_t tiles = (a.rows + a.tile - 1) / a.tile, units = w.groups * w.units;
   alignas(64) float values[kChunk * kRows * P];
-  const Scratch<float> sums(tiles * a.tile * kRows * P);
+  const Buffer<float> sums = allocate<float>(tiles * a.tile * kRows * P);
   Panels source(w);
   for (int64_t first = begin; first < end; first += P) {
     Panel panels[P];

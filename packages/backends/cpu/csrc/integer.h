@@ -32,61 +32,119 @@ QUANTO_INLINE inline void multiply_quad(const int32_t* x, const uint8_t* quads, 
 // much again on AVX-512, where sums leave no register free.
 constexpr int kUnrolled = V::kRegisters == 2 ? 2 : 1;
 
-// A block of activations: quads with their scales and sums, and the quads that come a second time.
-struct Block {
+// A group of a block of activations, of all tiles: what of it belongs to the first, and how far on the next one's lies.
+struct Strip {
+  int64_t tiles, length;  // quads of the group
   const int32_t* x;
-  const float *scales, *sums;
-  const int32_t *rest, *places;
-  int64_t rests;
+  const float *scales, *sums;  // step by rows
+  const int32_t* starts;
+  int64_t x_step, starts_step;
+  const int32_t *rest, *places, *rests;  // the quads that come a second time, or nullptr
+  int64_t groups, run;                   // of the block; quads that are added up in 16 bits
+  const uint8_t* const* later;           // codes to ask for, of each panel, some with each tile: all at once would wait
+  int64_t lines;
 };
 
-// sums[T, 16 P] += (products of count quads - zero · x_sums) · scale · x_scales
-template <Code C, int T, int P>
-void multiply_quads(const Block& b, const uint8_t* quads, int64_t count, const F* scale, const F* zero, float* sums) {
-  constexpr bool narrow = V::kNarrowSums && kQuads<C> != 0;
-  const int32_t* x = b.x;
-  const uint8_t* w = quads;
-  I sum[T * P];
-  each<T * P>([&](auto j) QUANTO_INLINE { sum[j] = V::izero(); });
-  if constexpr (kMatrix) {
-    static_assert(P == 1, "panels one by one");
-    matrix_sums<T>(x, quads, count, 64, sum);
-  } else if constexpr (narrow) {
-    for (int64_t k = 0; k < count;) {
-      I part[T * P];
-      each<T * P>([&](auto j) QUANTO_INLINE { part[j] = V::izero(); });
-#pragma GCC unroll kUnrolled
-      for (const int64_t stop = std::min<int64_t>(count, k + kQuads<C>); k < stop; ++k, x += T, w += 64 * P) {
-        multiply_quad<C, T, P, true>(x, w, part);
-      }
-      each<T * P>([&](auto j) QUANTO_INLINE { sum[j] = Of<C>::widen(sum[j], part[j]); });
-    }
-  } else {
-#pragma GCC unroll kUnrolled
-    for (int64_t k = 0; k < count; ++k, x += T, w += 64 * P) {
-      multiply_quad<C, T, P, false>(x, w, sum);
-    }
-    if constexpr (kPairs<C>) {
-      for (int64_t k = 0; k < b.rests; ++k) multiply_quad<C, T, P, false>(b.rest + k * T, quads + b.places[k] * 64 * P, sum);
-    }
+// Asks for what belongs to a tile of the codes that are decoded later.
+template <int P>
+QUANTO_INLINE inline void ask_later(const Strip& s, int64_t tile) {
+  for (int64_t line = tile * s.lines; line < (tile + 1) * s.lines; ++line) {
+    for (int i = 0; i < P; ++i) ask_early(s.later[i] + line * 64);
   }
-  each<T>([&](auto m) QUANTO_INLINE {
-    const F xs = V::set(b.scales[m]), total = V::set(b.sums[m]);
-    each<P>([&](auto i) QUANTO_INLINE {
-      float* to = sums + (m * P + i) * kRows;
-      const F y = V::fnmadd(zero[i], total, V::to_float(sum[m * P + i]));
-      V::store(to, V::fmadd(y, V::mul(scale[i], xs), V::load(to)));
-    });
-  });
 }
 
-using MultiplyQuads = void (*)(const Block&, const uint8_t*, int64_t, const F*, const F*, float*);
-struct QuadsTable {
-  MultiplyQuads of[V::kIntegerTile];
+// Whether sums begin where `starts` says, so that the offset of bytes need not be taken off.
+constexpr bool kStarts = V::kPairs;
+
+// Of each tile: sums[T, 16 P] += (products of a group - zero · sums of x) · scale · scales of x
+template <Code C, int T, int P>
+void multiply_quads(const Strip& s, const uint8_t* quads, const F* scale, const F* zero, float* to) {
+  for (int64_t tile = 0; tile < s.tiles; ++tile, to += T * P * kRows) {
+    const int32_t *x = s.x + tile * s.x_step, *starts = s.starts + tile * s.starts_step;
+    const uint8_t* w = quads;
+    ask_later<P>(s, tile);
+    I sum[T * P];
+    each<T>([&](auto m) QUANTO_INLINE {
+      each<P>([&](auto i) QUANTO_INLINE {
+        if constexpr (kStarts) {
+          sum[m * P + i] = Of<C>::both(V::spread(starts[m]));
+        } else {
+          sum[m * P + i] = V::izero();
+        }
+      });
+    });
+    if constexpr (kMatrix) {
+      static_assert(P == 1, "panels one by one");
+      matrix_sums<T>(x, quads, s.length, 64, sum);
+    } else {
+#pragma GCC unroll kUnrolled
+      for (int64_t k = 0; k < s.length; ++k, x += T, w += 64 * P) multiply_quad<C, T, P, false>(x, w, sum);
+      if constexpr (kPairs<C>) {
+        const int64_t rests = s.rests ? s.rests[tile] : 0;
+        const int32_t *rest = s.rest + tile * s.x_step, *places = s.places + tile * s.x_step / T;
+        for (int64_t k = 0; k < rests; ++k) multiply_quad<C, T, P, false>(rest + k * T, quads + places[k] * 64 * P, sum);
+      }
+    }
+    each<T>([&](auto m) QUANTO_INLINE {
+      const F xs = V::set(s.scales[tile * T + m]), total = V::set(s.sums[tile * T + m]);
+      each<P>([&](auto i) QUANTO_INLINE {
+        float* at = to + (m * P + i) * kRows;
+        F y = V::to_float(sum[m * P + i]);
+        if (zero) y = V::fnmadd(zero[i], total, y);
+        V::store(at, V::fmadd(y, V::mul(scale[i], xs), V::load(at)));
+      });
+    });
+  }
+}
+
+// The same of all groups of a block, which have one scale of x: products are added up in 16 bits for `run` quads, in
+// floats then. `zero` is multiplied by `scale`.
+template <Code C, int T, int P>
+void multiply_runs(const Strip& s, const uint8_t* quads, const F* scale, const F* zero, float* to) {
+  const int32_t* x = s.x;
+  for (int64_t tile = 0; tile < s.tiles; ++tile, to += T * P * kRows) {
+    const int32_t* starts = s.starts + tile * s.starts_step;
+    const uint8_t* w = quads;
+    ask_later<P>(s, tile);
+    F y[T * P];
+    each<T * P>([&](auto j) QUANTO_INLINE { y[j] = V::zero(); });
+    for (int64_t q = 0; q < s.groups; ++q) {
+      for (int64_t k = 0; k < s.length;) {
+        I part[T * P];
+        each<T>([&](auto m) QUANTO_INLINE {
+          each<P>([&](auto i) QUANTO_INLINE { part[m * P + i] = Of<C>::both(V::spread(starts[m])); });
+        });
+        starts += T;
+#pragma GCC unroll kUnrolled
+        for (const int64_t stop = std::min(s.length, k + s.run); k < stop; ++k, x += T, w += 64 * P) {
+          multiply_quad<C, T, P, true>(x, w, part);
+        }
+        each<T * P>([&](auto j) QUANTO_INLINE {
+          y[j] = V::fmadd(V::to_float(Of<C>::widen(V::izero(), part[j])), scale[q * P + j % P], y[j]);
+        });
+      }
+      if (!zero) continue;
+      const float* total = s.sums + (q * s.tiles + tile) * T;
+      each<T * P>([&](auto j) QUANTO_INLINE { y[j] = V::fnmadd(V::set(total[j / P]), zero[q * P + j % P], y[j]); });
+    }
+    each<T * P>([&](auto j) QUANTO_INLINE {
+      float* at = to + j * kRows;
+      V::store(at, V::fmadd(y[j], V::set(s.scales[tile * T + j / P]), V::load(at)));
+    });
+  }
+}
+
+using Multiply8 = void (*)(const Strip&, const uint8_t*, const F*, const F*, float*);
+struct ByTile {
+  Multiply8 of[V::kIntegerTile];
 };
 template <Code C, int P, int... T>
-constexpr QuadsTable quads_table(std::integer_sequence<int, T...>) {
-  return {{multiply_quads<C, T + 1, P>...}};
+constexpr ByTile by_tile(std::integer_sequence<int, T...>) {
+  if constexpr (kNarrow<C>) {
+    return {{multiply_runs<C, T + 1, P>...}};
+  } else {
+    return {{multiply_quads<C, T + 1, P>...}};
+  }
 }
 
 // Bytes of units begin … end of a panel: out[quad * stride], 16 rows each.
@@ -97,41 +155,58 @@ void decode_bytes(const Panel& p, const Tables& t, int64_t begin, int64_t end, u
     I words[N];
     for (int j = 0; j < N; ++j) {
       words[j] = V::load_words(p.codes + (u * N + j) * 64);
-      ask_early(p.codes + (u * N + j) * 64 + kFarAhead);
     }
     each<U / 4>([&](auto j) QUANTO_INLINE { V::store_words(out + j * stride, bytes<C, j>(words, t)); });
   }
 }
 
+// Most groups of a block: those of one unit.
+template <Code C>
+constexpr int kGroups = 256 / kUnit<C>;
+
 template <Code C>
 void integer_blocks(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
   constexpr int P = V::kWidth, U = kUnit<C>;
-  static constexpr auto table = quads_table<C, P>(std::make_integer_sequence<int, V::kIntegerTile>{});
-  const MultiplyQuads kernel = table.of[a.tile - 1];
+  static constexpr auto table = by_tile<C, P>(std::make_integer_sequence<int, V::kIntegerTile>{});
+  const auto kernel = table.of[a.tile - 1];
   const Tables t = tables<C>(*w.format);
-  const int64_t tiles = (a.rows + a.tile - 1) / a.tile;
+  const int64_t tiles = a.tiles();
+  const int64_t runs = kNarrow<C> ? (a.block * U / 4 + a.run - 1) / a.run : 1;
+  const bool zeros = !kStarts || w.zero_type != Type::kNone;
+  const float offset = kStarts ? 0.f : byte_offset<C>(*w.format);
   alignas(64) uint8_t quads[kDecodedAtOnce / 4 * 64 * P];
-  const Scratch<float> sums(tiles * a.tile * kRows * P);
+  const Buffer<float> sums = allocate<float>(tiles * a.tile * kRows * P);
   Panels source(w);
   for (int64_t first = begin; first < end; first += P) {
     Panel panels[P];
     const int count = source.fill(panels, first, end);
     std::fill_n(sums.get(), tiles * a.tile * kRows * P, 0.f);
-    for (int64_t q = 0; q < w.groups; ++q) {
-      F s[P], z[P];
-      for (int i = 0; i < P; ++i) {
-        s[i] = scale_of(w, panels[i], q);
-        z[i] = zero_of(w, panels[i], q, byte_offset<C>(*w.format));
+    const uint8_t* later[P];
+    for (int64_t q = 0; q < w.groups; q += a.span) {
+      const int64_t groups = std::min(a.span, w.groups - q);
+      F s[kGroups<C> * P], z[kGroups<C> * P];
+      for (int64_t i = 0; i < groups * P; ++i) {
+        s[i] = scale_of(w, panels[i % P], q + i / P);
+        if (zeros) z[i] = zero_of(w, panels[i % P], q + i / P, offset);
+        if (zeros && kNarrow<C>) z[i] = V::mul(z[i], s[i]);
       }
       for (int64_t b = 0; b < a.blocks; ++b) {
-        const int64_t unit = q * w.units + b * a.block, last = unit + std::min(a.block, w.units - b * a.block);
-        const int64_t length = (last - unit) * U / 4;
+        const Part part = part_of(w, a, q, b);
+        const int64_t unit = part.first * 4 / U, last = (part.first + part.size) * 4 / U;
         for (int i = 0; i < P; ++i) decode_bytes<C>(panels[i], t, unit, last, quads + i * 64, 64 * P);
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t block = (tile * w.groups + q) * a.blocks + b, quad = (tile * w.padded() + unit * U) / 4;
-          Block x{a.quads + quad * a.tile, a.scales + block * a.tile, a.sums + block * a.tile, nullptr, nullptr, 0};
-          if (a.rests) x.rest = a.rest + quad * a.tile, x.places = a.rest_places + quad, x.rests = a.rests[block];
-          kernel(x, quads, length, s, z, sums.get() + tile * a.tile * kRows * P);
+        Strip strip{};
+        strip.tiles = tiles, strip.length = part.size / groups, strip.groups = groups, strip.run = a.run;
+        strip.x_step = part.size * a.tile, strip.starts_step = groups * runs * a.tile;
+        for (int i = 0; i < P; ++i) later[i] = panels[i].codes + unit * kWords<C> * 64 + kFarAhead;
+        strip.later = later, strip.lines = (part.size * 4 / U * kWords<C> + tiles - 1) / tiles;
+        for (int64_t g = 0; g < groups; g += kNarrow<C> ? groups : 1, strip.lines = 0) {
+          const int64_t at = quads_at(w, a, 0, q + g, b), scales = scales_at(w, a, 0, q + g, b);
+          strip.x = a.quads + at, strip.scales = a.scales + scales, strip.sums = a.sums + scales;
+          if (a.starts) strip.starts = a.starts + starts_at(w, a, 0, q + g, b, runs);
+          if (a.rests) {
+            strip.rest = a.rest + at, strip.places = a.rest_places + at / a.tile, strip.rests = a.rests + scales / a.tile;
+          }
+          kernel(strip, quads + g * strip.length * 64 * P, s + g * P, zeros ? z + g * P : nullptr, sums.get());
         }
       }
     }

@@ -58,50 +58,18 @@ Run integer_for(const Activations& a) {
 }
 
 void small(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  Run run = nullptr;
-  switch (w.format->code) {
-    case Code::kInt8: run = small_for<Code::kInt8>(a.tile); break;
-    case Code::kInt4: run = small_for<Code::kInt4>(a.tile); break;
-    case Code::kInt3: run = small_for<Code::kInt3>(a.tile); break;
-    case Code::kInt2: run = small_for<Code::kInt2>(a.tile); break;
-    case Code::kTable4: run = small_for<Code::kTable4>(a.tile); break;
-    case Code::kSmallTable: run = small_for<Code::kSmallTable>(a.tile); break;
-    case Code::kE4M3: run = small_for<Code::kE4M3>(a.tile); break;
-    case Code::kE5M2: run = small_for<Code::kE5M2>(a.tile); break;
-    case Code::kE4M3Z: run = small_for<Code::kE4M3Z>(a.tile); break;
-    case Code::kE5M2Z: run = small_for<Code::kE5M2Z>(a.tile); break;
-  }
-  run(w, a, out, begin, end);
+  with_code(w.format->code, [&](auto code) { return small_for<decltype(code)::value>(a.tile); })(w, a, out, begin, end);
 }
 
 void exact(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  Run run = nullptr;
-  switch (w.format->code) {
-    case Code::kInt8: run = exact_panels<Code::kInt8>; break;
-    case Code::kInt4: run = exact_panels<Code::kInt4>; break;
-    case Code::kInt3: run = exact_panels<Code::kInt3>; break;
-    case Code::kInt2: run = exact_panels<Code::kInt2>; break;
-    case Code::kTable4: run = exact_panels<Code::kTable4>; break;
-    case Code::kSmallTable: run = exact_panels<Code::kSmallTable>; break;
-    case Code::kE4M3: run = exact_panels<Code::kE4M3>; break;
-    case Code::kE5M2: run = exact_panels<Code::kE5M2>; break;
-    case Code::kE4M3Z: run = exact_panels<Code::kE4M3Z>; break;
-    case Code::kE5M2Z: run = exact_panels<Code::kE5M2Z>; break;
-  }
-  run(w, a, out, begin, end);
+  with_code(w.format->code, [&](auto code) { exact_panels<decltype(code)::value>(w, a, out, begin, end); });
 }
 
 void integer(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  Run run = nullptr;
-  switch (w.format->code) {
-    case Code::kInt8: run = integer_for<Code::kInt8>(a); break;
-    case Code::kInt4: run = integer_for<Code::kInt4>(a); break;
-    case Code::kInt3: run = integer_for<Code::kInt3>(a); break;
-    case Code::kInt2: run = integer_for<Code::kInt2>(a); break;
-    case Code::kSmallTable: run = integer_for<Code::kSmallTable>(a); break;
-    default: run = integer_for<Code::kTable4>(a); break;
-  }
-  run(w, a, out, begin, end);
+  with_code(w.format->code, [&](auto code) {
+    constexpr Code C = decltype(code)::value;
+    if constexpr (C < Code::kE4M3) integer_for<C>(a)(w, a, out, begin, end);  // float8 are no integers
+  });
 }
 
 template <Code C>
@@ -132,18 +100,7 @@ void dequantize_panels(const Weight& w, int64_t begin, int64_t end, void* out, T
 }
 
 void dequantize(const Weight& w, int64_t begin, int64_t end, void* out, Type type) {
-  switch (w.format->code) {
-    case Code::kInt8: return dequantize_panels<Code::kInt8>(w, begin, end, out, type);
-    case Code::kInt4: return dequantize_panels<Code::kInt4>(w, begin, end, out, type);
-    case Code::kInt3: return dequantize_panels<Code::kInt3>(w, begin, end, out, type);
-    case Code::kInt2: return dequantize_panels<Code::kInt2>(w, begin, end, out, type);
-    case Code::kTable4: return dequantize_panels<Code::kTable4>(w, begin, end, out, type);
-    case Code::kSmallTable: return dequantize_panels<Code::kSmallTable>(w, begin, end, out, type);
-    case Code::kE4M3: return dequantize_panels<Code::kE4M3>(w, begin, end, out, type);
-    case Code::kE5M2: return dequantize_panels<Code::kE5M2>(w, begin, end, out, type);
-    case Code::kE4M3Z: return dequantize_panels<Code::kE4M3Z>(w, begin, end, out, type);
-    case Code::kE5M2Z: return dequantize_panels<Code::kE5M2Z>(w, begin, end, out, type);
-  }
+  with_code(w.format->code, [&](auto code) { dequantize_panels<decltype(code)::value>(w, begin, end, out, type); });
 }
 
 }  // namespace

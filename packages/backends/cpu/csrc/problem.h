@@ -2,6 +2,7 @@
 // What a linear layer is asked to compute, and the table of functions that each instruction set brings.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -41,15 +42,69 @@ struct Activations {
   bool few = false;           // for the kernels that decode as they go
   int64_t block = 0;   // units that share a scale: those of a group, or some of them
   int64_t blocks = 0;  // per group
+  int64_t span = 1;    // groups that share a scale, where they are of one block; scales are there for each of them
   float* values = nullptr;    // [tiles, padded k, tile], exact
-  int32_t* quads = nullptr;   // [tiles, padded k / 4, tile]: four int8 side by side, integer; or two bfloat16, k / 2
-  float* scales = nullptr;    // [tiles, groups, blocks, tile], integer
-  float* sums = nullptr;      // [tiles, groups, blocks, tile]: of the values, or of the int8
+  // Four int8 side by side, or two bfloat16: [tiles, padded k / 4 or 2, tile] for few rows and for bfloat16; for many rows
+  // what lies side by side is what is read one after the other, all tiles of a block: [blocks, tiles, quads, tile].
+  int32_t* quads = nullptr;
+  float* scales = nullptr;    // [tiles, groups, blocks, tile], integer; for many rows [groups, blocks, tiles, tile]
+  float* sums = nullptr;      // the same: of the values, or of the int8
+  // Where sums of products begin, so that the offset of bytes is off them at the end: -offset * sum of the int8 of a block;
+  // or, where `run` quads are added up in 16 bits, two of such. Many rows: [blocks, tiles, groups of a block, runs, tile].
+  int32_t* starts = nullptr;
+  int64_t run = 0;
   // What `pairs` kernels cannot take in one product: quads that come a second time, and where, block by block.
   int32_t* rest = nullptr;        // [tiles, padded k / 4, tile], as many of each block as `rests` says
   int32_t* rest_places = nullptr; // [tiles, padded k / 4]: quads from the beginning of the block
   int32_t* rests = nullptr;       // [tiles, groups, blocks]
+
+  int64_t tiles() const { return (rows + tile - 1) / tile; }
 };
+
+// Of internal linkage, since every instruction set compiles them with flags of its own.
+namespace {
+
+// A block of activations among those of a weight: part of a group, or several of them.
+struct Part {
+  int64_t group, groups;       // the first, and how many
+  int64_t first, size, within; // in quads: of the block, and from its beginning to the group asked for
+};
+
+// Where block b of group q lies in activations.
+inline Part part_of(const Weight& w, const Activations& a, int64_t q, int64_t b) {
+  const int64_t length = w.units * w.format->unit / 4, step = a.block * w.format->unit / 4, group = q / a.span * a.span;
+  const int64_t groups = std::min(a.span, w.groups - group);
+  if (a.blocks > 1) return {q, 1, q * length + b * step, std::min(step, length - b * step), 0};
+  return {group, groups, group * length, groups * length, (q - group) * length};
+}
+
+// Where the quads of a tile begin, of block b of group q; and its scales and sums; and its starts.
+inline int64_t quads_at(const Weight& w, const Activations& a, int64_t tile, int64_t q, int64_t b) {
+  const Part p = part_of(w, a, q, b);
+  const int64_t at = a.few ? tile * w.padded() / 4 + p.first : p.first * a.tiles() + tile * p.size;
+  return (at + p.within) * a.tile;
+}
+inline int64_t scales_at(const Weight& w, const Activations& a, int64_t tile, int64_t q, int64_t b) {
+  return (a.few ? (tile * w.groups + q) * a.blocks + b : (q * a.blocks + b) * a.tiles() + tile) * a.tile;
+}
+inline int64_t starts_at(const Weight& w, const Activations& a, int64_t tile, int64_t q, int64_t b, int64_t runs) {
+  const Part p = part_of(w, a, q, b);
+  return ((p.group * a.blocks + b) * a.tiles() + tile * p.groups + q - p.group) * runs * a.tile;
+}
+
+// Quads whose products with int8 are added up in 16 bits at the most, where sums begin so that values, not bytes, count:
+// 2^(bits - 1) * 127 * 2 * quads < 2^15; half as many where int8 may be -128. 0 where one product does not fit.
+constexpr int quads_in_16_bits(Code c, bool lowest) {
+  switch (c) {
+    case Code::kSmallTable: return 8;  // 12 * 128 * 2 * 8
+    case Code::kInt4: return lowest ? 8 : 16;
+    case Code::kInt3: return lowest ? 16 : 32;
+    case Code::kInt2: return lowest ? 32 : 64;
+    default: return 0;
+  }
+}
+
+}  // namespace
 
 struct Output {
   void* data = nullptr;

@@ -2,6 +2,7 @@
 #include "run.h"
 
 #include <atomic>
+#include <vector>
 
 namespace quanto {
 namespace {
@@ -29,6 +30,25 @@ bool takes_bfloat16(Code code, int64_t rows) {
   const bool bytes = code == Code::kInt8 || code >= Code::kE4M3;
   return bytes ? rows > 1 : code == Code::kInt4 || code == Code::kInt2 || code == Code::kSmallTable;
 }
+
+// Memory for one call, given back at its end: of the stack as far as that goes, since aligned memory of the heap costs
+// half a microsecond a piece.
+class Scraps {
+ public:
+  template <class T>
+  T* take(int64_t count) {
+    const int64_t bytes = (static_cast<int64_t>(sizeof(T)) * count + 63) / 64 * 64;
+    if (used_ + bytes > kHere) return reinterpret_cast<T*>(more_.emplace_back(allocate<uint8_t>(bytes)).get());
+    used_ += bytes;
+    return reinterpret_cast<T*>(here_ + used_ - bytes);
+  }
+
+ private:
+  static constexpr int64_t kHere = 8192;
+  alignas(64) uint8_t here_[kHere];
+  int64_t used_ = 0;
+  std::vector<Buffer<uint8_t>> more_;
+};
 
 }  // namespace
 
@@ -58,6 +78,7 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     const int64_t limit = !words ? w.units : (integer && x.type != Type::kInt8 ? 256 : kDecodedAtOnce) / w.format->unit;
     a.block = std::min(w.units, limit);
     a.blocks = divide_up(w.units, a.block);
+    if (integer && a.blocks == 1) a.span = std::clamp<int64_t>(256 / (w.units * w.format->unit), 1, w.groups);
     const int64_t sums = padded * w.groups * a.blocks;
     Scraps scraps;
     if (integer) {
@@ -66,6 +87,11 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
         a.rest = scraps.take<int32_t>(padded * w.padded() / 4);
         a.rest_places = scraps.take<int32_t>(tiles * w.padded() / 4);
         a.rests = scraps.take<int32_t>(tiles * w.groups * a.blocks);
+        a.span = 1;
+      }
+      if (kernels.pairs && !few) {
+        a.run = quads_in_16_bits(w.format->code, x.type == Type::kInt8);
+        a.starts = scraps.take<int32_t>(sums * (a.run ? divide_up(a.block * w.format->unit / 4, a.run) : 1));
       }
       a.scales = scraps.take<float>(sums);
     } else if (bfloat16) {
@@ -76,16 +102,19 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     if (words || few) a.sums = scraps.take<float>(sums);
     std::atomic<bool> finite{true};
     parallel(tiles, w.k * a.tile * 4, [&](int64_t begin, int64_t end) {
+      Subnormals guard;
       if (!integer) {
         if (!(bfloat16 ? bfloat16->prepare : kernels.prepare_exact)(w, rows, x.type, w.k, a, begin, end)) finite = false;
         return;
       }
       if (!kernels.prepare_integer(w, rows, x.type, w.k, a, begin, end)) finite = false;
       if (x.type != Type::kInt8) return;
-      const int64_t each = w.groups * a.blocks;
-      for (int64_t i = begin * each * a.tile; i < end * each * a.tile; ++i) {
-        const int64_t row = i / (each * a.tile) * a.tile + i % a.tile;
-        a.scales[i] = row < a.rows ? x.scales[x.many ? first + row : 0] : 0;
+      for (int64_t i = begin * w.groups; i < end * w.groups; ++i) {
+        const int64_t tile = i / w.groups;
+        for (int64_t j = 0; j < a.blocks * a.tile; ++j) {
+          const int64_t row = tile * a.tile + j % a.tile, at = scales_at(w, a, tile, i % w.groups, j / a.tile) + j % a.tile;
+          a.scales[at] = row < a.rows ? x.scales[x.many ? first + row : 0] : 0;
+        }
       }
     });
     if (!finite) {  // infinity and NaN have no int8, and infinite sums cannot be taken off again

@@ -4,10 +4,8 @@
 
 #include <algorithm>
 #include <functional>
-#include <memory>
-#include <new>
-#include <vector>
 
+#include "memory.h"
 #include "problem.h"
 
 #if defined(QUANTO_X86)
@@ -15,35 +13,6 @@
 #endif
 
 namespace quanto {
-
-struct Free {
-  void operator()(void* p) const { ::operator delete[](p, std::align_val_t(64)); }
-};
-template <class T>
-using Buffer = std::unique_ptr<T[], Free>;
-template <class T>
-Buffer<T> allocate(int64_t count) {
-  return Buffer<T>(static_cast<T*>(::operator new[](sizeof(T) * std::max<int64_t>(count, 1), std::align_val_t(64))));
-}
-
-// Memory for one call, given back at its end: of the stack as far as that goes, since aligned memory of the heap costs
-// half a microsecond a piece.
-class Scraps {
- public:
-  template <class T>
-  T* take(int64_t count) {
-    const int64_t bytes = (static_cast<int64_t>(sizeof(T)) * count + 63) / 64 * 64;
-    if (used_ + bytes > kHere) return reinterpret_cast<T*>(more_.emplace_back(allocate<uint8_t>(bytes)).get());
-    used_ += bytes;
-    return reinterpret_cast<T*>(here_ + used_ - bytes);
-  }
-
- private:
-  static constexpr int64_t kHere = 8192;
-  alignas(64) uint8_t here_[kHere];
-  int64_t used_ = 0;
-  std::vector<Buffer<uint8_t>> more_;
-};
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -62,15 +31,29 @@ void parallel(int64_t count, int64_t work, const Body& body) {
   }
 }
 
-// Lets subnormal numbers be what they are: float8 codes are decoded through them.
+// Lets subnormal numbers be what they are, whatever torch.set_flush_denormal says: float8 and float16 are decoded through
+// them.
 class Subnormals {
  public:
 #if defined(QUANTO_X86)
-  Subnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
+  Subnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }  // FTZ, DAZ
   ~Subnormals() { _mm_setcsr(saved_); }
 
  private:
   unsigned saved_;
+#elif defined(__aarch64__)
+  Subnormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    if (saved_ & kFlush) set(saved_ & ~kFlush);
+  }
+  ~Subnormals() {
+    if (saved_ & kFlush) set(saved_);
+  }
+
+ private:
+  static constexpr uint64_t kFlush = uint64_t{1} << 24 | uint64_t{1} << 19;  // FZ, FZ16
+  static void set(uint64_t value) { asm volatile("msr fpcr, %0" : : "r"(value)); }
+  uint64_t saved_;
 #endif
 };
 

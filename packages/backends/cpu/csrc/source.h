@@ -3,28 +3,13 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "decode.h"
+#include "memory.h"
 #include "nonlinearity.h"
 
 namespace quanto {
 namespace {
-
-// Uninitialized memory for whole registers.
-template <class T>
-class Scratch {
- public:
-  explicit Scratch(int64_t count) : data_(count > 0 ? static_cast<T*>(::operator new[](sizeof(T) * count, std::align_val_t(64))) : nullptr) {}
-  T* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(T* p) const { ::operator delete[](p, std::align_val_t(64)); }
-  };
-  std::unique_ptr<T[], Free> data_;
-};
 
 struct Panel {
   const uint8_t* codes;
@@ -47,8 +32,8 @@ class Panels {
       zero = static_cast<const uint8_t*>(w_.zero) + panel * g * z;
     } else {
       const int64_t padded = (bytes + 63) / 64 * 64;
-      if (!own_[slot]) own_[slot] = std::make_unique<Scratch<uint8_t>>(padded + g * (s + z) + 64);
-      uint8_t* p = own_[slot]->get();
+      if (!own_[slot]) own_[slot] = allocate<uint8_t>(padded + g * (s + z) + 64);
+      uint8_t* p = own_[slot].get();
       pack_panel(w_, panel, p, p + padded, p + padded + g * s);
       codes = p, scale = p + padded, zero = scale + g * s;
     }
@@ -66,7 +51,7 @@ class Panels {
 
  private:
   const Weight& w_;
-  std::unique_ptr<Scratch<uint8_t>> own_[4];
+  Buffer<uint8_t> own_[4];
 };
 
 // Sixteen numbers of a group; float32 ones without a call.

@@ -22,7 +22,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Of results that are numbers, not codes.
-Type result_type(ScalarType type) {
+inline Type result_type(ScalarType type) {
   switch (type) {
     case ScalarType::Float: return Type::kFloat;
     case ScalarType::BFloat16: return Type::kBFloat16;
@@ -40,14 +40,14 @@ struct Numbers {
   const int32_t half = aoti_torch_dtype_float16(), int8 = aoti_torch_dtype_int8();
 };
 
-int32_t number_of(const Tensor& t) {
+inline int32_t number_of(const Tensor& t) {
   int32_t number = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &number));
   return number;
 }
 
 // kNone for a type that no kernel takes.
-Type find_type(const Tensor& t) {
+inline Type find_type(const Tensor& t) {
   static const Numbers known;
   const int32_t number = number_of(t);
   if (number == known.float32) return Type::kFloat;
@@ -56,19 +56,19 @@ Type find_type(const Tensor& t) {
   return number == known.int8 ? Type::kInt8 : Type::kNone;
 }
 
-Type type_of(const Tensor& t, const char* what) {
+inline Type type_of(const Tensor& t, const char* what) {
   const Type type = find_type(t);
   STD_TORCH_CHECK(type != Type::kNone, what, " must be float32, bfloat16, float16 or int8");
   return type;
 }
 
-Type floating(const Tensor& t, const char* what) {
+inline Type floating(const Tensor& t, const char* what) {
   const Type type = find_type(t);
   STD_TORCH_CHECK(type != Type::kNone && type != Type::kInt8, what, " must be float32, bfloat16 or float16");
   return type;
 }
 
-Nonlinearity nonlinearity_of(const std::string& name) {
+inline Nonlinearity nonlinearity_of(const std::string& name) {
   if (name.empty()) return Nonlinearity::kNone;
   if (name == "relu") return Nonlinearity::kRelu;
   if (name == "gelu") return Nonlinearity::kGelu;
@@ -77,19 +77,39 @@ Nonlinearity nonlinearity_of(const std::string& name) {
   return Nonlinearity::kSilu;
 }
 
-Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 // The numbers of a tensor in a row; `made` holds them where they have to be copied.
-const void* data_of(const Tensor& t, std::optional<Tensor>& made) {
+inline const void* data_of(const Tensor& t, std::optional<Tensor>& made) {
   if (t.is_contiguous()) return t.const_data_ptr();
   made = torch::stable::contiguous(t);
   return made->const_data_ptr();
 }
 
-float global_of(const std::optional<Tensor>& global) {
+inline float global_of(const std::optional<Tensor>& global) {
   if (!global.has_value()) return 1;
   STD_TORCH_CHECK(global->numel() == 1 && find_type(*global) == Type::kFloat, "global_scale must be one float32");
   return *static_cast<const float*>(global->const_data_ptr());
+}
+
+// What a scale stands for: [rows, features] of a weight [n, k], all of it where there is no block.
+struct Grid {
+  int64_t rows, group, groups, scales;
+};
+
+inline Grid grid_of(const std::vector<int64_t>& block, int64_t n, int64_t k) {
+  const bool whole = block.empty();
+  STD_TORCH_CHECK(whole || (block.size() == 2 && block[0] > 0 && block[1] > 0), "block_size must be empty or two positive numbers");
+  const int64_t rows = std::clamp<int64_t>(whole ? n : block[0], 1, std::max<int64_t>(n, 1));
+  const int64_t group = std::clamp<int64_t>(whole ? k : block[1], 1, std::max<int64_t>(k, 1));
+  const int64_t groups = divide_up(k, group);
+  return {rows, group, groups, whole ? 1 : divide_up(n, rows) * groups};
+}
+
+// Features of a row, far from what bits and bytes of them would overflow.
+inline void check_size(int64_t size) {
+  constexpr int64_t kMost = int64_t{1} << 48;
+  STD_TORCH_CHECK(size >= 0 && size <= kMost, "size must be between 0 and ", kMost, ", got ", size);
 }
 
 // A weight and the copies that keep its memory.
@@ -98,7 +118,7 @@ struct Held {
   std::optional<Tensor> codes, scale, zero;
 };
 
-Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero, const std::optional<Tensor>& global,
+inline Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor>& zero, const std::optional<Tensor>& global,
             const std::string& qtype, const std::vector<int64_t>& block, int64_t k, bool panels) {
   Held held;
   Weight& w = held.w;
@@ -109,10 +129,11 @@ Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor
   w.scale_type = floating(scale, "scale");
   w.n = codes.size(0);
   w.k = k;
+  check_size(k);
   const bool whole = block.empty();
-  STD_TORCH_CHECK(whole || (block.size() == 2 && block[0] > 0 && block[1] > 0), "block_size must be empty or two positive numbers");
-  w.group = whole ? std::max<int64_t>(k, 1) : std::min(block[1], std::max<int64_t>(k, 1));
-  w.groups = k == 0 ? 0 : (k + w.group - 1) / w.group;
+  const Grid grid = grid_of(block, panels ? 0 : w.n, k);
+  w.group = grid.group;
+  w.groups = grid.groups;
   w.units = (w.group + w.format->unit - 1) / w.format->unit;
   w.codes = static_cast<const uint8_t*>(data_of(codes, held.codes));
   w.scale = data_of(scale, held.scale);
@@ -121,9 +142,9 @@ Held weight(const Tensor& codes, const Tensor& scale, const std::optional<Tensor
                   codes.size(1));
   w.stride = row_bytes;
   w.ready = panels ? w.n / kRows : 0;
-  w.scale_rows = whole || panels ? 1 : block[0];
+  w.scale_rows = whole || panels ? 1 : grid.rows;
   w.scale_stride = whole && !panels ? 0 : w.groups;
-  const int64_t rows = (w.n + w.scale_rows - 1) / w.scale_rows, scales = whole && !panels ? 1 : rows * w.groups;
+  const int64_t scales = panels ? w.n * w.groups : grid.scales;
   STD_TORCH_CHECK(scale.numel() == scales, "scale must have ", scales, " elements, got ", scale.numel());
   if (zero.has_value()) {
     STD_TORCH_CHECK(zero->numel() == scales, "zero_point must have ", scales, " elements, got ", zero->numel());
@@ -157,16 +178,23 @@ class Floats {
   const float* data_ = nullptr;
 };
 
-Floats bias_of(const std::optional<Tensor>& bias, int64_t n) {
+inline Floats bias_of(const std::optional<Tensor>& bias, int64_t n) {
   if (!bias.has_value()) return {};
   STD_TORCH_CHECK(bias->numel() == n, "bias must have ", n, " elements, got ", bias->numel());
   floating(*bias, "bias");
   return {*bias, "bias"};
 }
 
+// How many rows x has; a vector is one.
+inline int64_t rows_of(const Tensor& x) {
+  int64_t count = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) count *= x.size(i);
+  return count;
+}
+
 // Like x, but for the last size; of torch's number of a type. Not new_empty, which goes through the dispatcher: it takes
 // 0.5 us longer.
-Tensor output_like(const Tensor& x, int64_t n, int32_t number) {
+inline Tensor output_like(const Tensor& x, int64_t n, int32_t number) {
   constexpr int64_t kMost = 64;
   const int64_t dims = x.dim();
   STD_TORCH_CHECK(dims <= kMost, "x must have at most ", kMost, " dimensions, got ", dims);
@@ -182,12 +210,12 @@ Tensor output_like(const Tensor& x, int64_t n, int32_t number) {
   return Tensor(made);
 }
 
-Tensor output_like(const Tensor& x, int64_t n, ScalarType type) {
+inline Tensor output_like(const Tensor& x, int64_t n, ScalarType type) {
   return output_like(x, n, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)));
 }
 
 // Of the type of x.
-Tensor output_like(const Tensor& x, int64_t n) { return output_like(x, n, number_of(x)); }
+inline Tensor output_like(const Tensor& x, int64_t n) { return output_like(x, n, number_of(x)); }
 
 }  // namespace
 }  // namespace quanto
