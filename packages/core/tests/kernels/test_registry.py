@@ -295,6 +295,19 @@ def test_the_check_of_a_kernel_that_compiles_begins_when_weights_are_arranged(
     assert begun == ["test.slow"] * 2, "another kind"
 
 
+def test_a_kernel_that_checks_itself_is_not_checked(
+    registry: KernelRegistry, make: Make, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selfcheck, "Check", None)  # raises where one is begun
+    halves = Request.parse("linear", key(), "cuda", torch.float16)
+    own = make("test.own", compiles=True, device="cuda", checks_itself=lambda request: request.dtype == torch.float16)
+    registry.register(own)
+    registry.layout_for(halves)
+    assert registry.name_for("linear", key(), "cuda", torch.float16) == "test.own"
+    with pytest.raises(TypeError):
+        registry.name_for("linear", key(), "cuda", torch.float32)
+
+
 @pytest.mark.filterwarnings("always")
 def test_many_threads_get_one_answer(registry: KernelRegistry, make: Make, key: Key) -> None:
     threads = 8
@@ -311,3 +324,26 @@ def test_many_threads_get_one_answer(registry: KernelRegistry, make: Make, key: 
         answers = [answer for found in pool.map(ask, range(threads)) for answer in found]
     assert set(answers) == {"test.honest"}
     assert [w.category for w in caught] == [RuntimeWarning]
+
+
+# -- functions ---------------------------------------------------------------------------------------------------------
+
+
+def test_functions_are_found_by_name_and_device(registry: KernelRegistry) -> None:
+    def first() -> None: ...
+
+    def second() -> None: ...
+
+    with registry.transaction("plugin"):
+        registry.register_function("attend", "cuda", first)
+    assert registry.function("attend", "cuda") is first
+    assert registry.function("attend", "cpu") is None
+    with (
+        pytest.raises(ValueError, match=r"function 'attend' for cuda is registered by plugin"),
+        registry.transaction("other"),
+    ):
+        registry.register_function("attend", "cpu", second)
+        registry.register_function("attend", "cuda", second)
+    assert registry.function("attend", "cpu") is None, "the whole plugin is taken back"
+    with registry.select("-plugin"):
+        assert registry.function("attend", "cuda") is None

@@ -14,6 +14,7 @@ from quanto.kernels import KernelRegistry, KernelSpec, Request
 
 from . import layout
 from .ops import dense, encode, linear, scaled
+from .ops.attend import define_attend
 from .ops.define import NAMESPACE, define
 from .ops.weights import KINDS, facts
 from .workspace import locks
@@ -96,6 +97,7 @@ def specs() -> tuple[KernelSpec, ...]:
             "linear",
             partial(linear.linear, tiled=True),
             partial(linear.dissolves, tiled=True),
+            checks_itself=linear.checks_itself,
             **tiled,
         ),
         _kernel("linear_input_grad", "linear_input_grad", dense.linear_input_grad, **weights),
@@ -153,6 +155,11 @@ def specs() -> tuple[KernelSpec, ...]:
     )
 
 
+@functools.cache
+def _attend() -> Any:
+    return define_attend()
+
+
 def _define_locks() -> None:
     """The operator by which graphs get their counters; see `quanto_backend_cuda.workspace`."""
     schema = "(Tensor like, int count) -> Tensor"
@@ -167,5 +174,6 @@ def _locks(like: Tensor, count: int) -> Tensor:
 def register(registry: KernelRegistry) -> None:
     """Adds the layout and every kernel."""
     registry.register_layout(layout.TILED)
+    registry.register_function("attend", "cuda", _attend())
     for spec in specs():
         registry.register(spec)

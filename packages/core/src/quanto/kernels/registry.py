@@ -67,6 +67,10 @@ def _kind(request: Request) -> tuple[object, ...]:
     return r.device, r.qtype, r.dtype, r.granularity, r.zero_point, r.activations
 
 
+def _checks_itself(spec: KernelSpec, request: Request) -> bool:
+    return spec.checks_itself is not None and spec.checks_itself(request)
+
+
 class KernelRegistry:
     """Kernels and layouts by name. Every method is safe to call from several threads."""
 
@@ -192,7 +196,7 @@ class KernelRegistry:
 
     def _begin(self, spec: KernelSpec, request: Request) -> None:
         """Begins the self check of a kernel that compiles, while a model's weights are arranged for it."""
-        if not spec.compiles or request.device == "cpu":
+        if not spec.compiles or request.device == "cpu" or _checks_itself(spec, request):
             return
         subject = (spec.name, *_kind(request))
         with self._lock:
@@ -264,7 +268,7 @@ class KernelRegistry:
             choice = self.choose(request)
             spec = choice.spec
             subject = (spec.name, *_kind(request))
-            if spec.reference or subject in self._checked:
+            if spec.reference or subject in self._checked or _checks_itself(spec, request):
                 break
             check = self._begun.pop(subject, None) or self._check(spec, request)
             lie = check.result()
@@ -335,7 +339,8 @@ class KernelRegistry:
         from ..plugins.manager import plugins
 
         plugins.load()
-        known = set(self.specs) | {s.origin for s in self.specs.values()}
+        origins = {s.origin for s in self.specs.values()} | {origin for _, origin in self._functions.values()}
+        known = set(self.specs) | origins
         for name in names:
             if name.removeprefix("-") not in known:
                 raise ValueError(f"no kernel {name!r}; known: {', '.join(sorted(self.specs))}")

@@ -115,6 +115,8 @@ class KernelSpec:
             None takes the default of the dtype.
         compiles: whether it compiles when it is first called, and may be called from several threads: the self check
             then calls it with all of its problems at once, so that they compile side by side.
+        checks_itself: whether it compares the first results of such a request with the reference itself; the self
+            check, which would compile what nobody uses, is then left out.
         origin: the distribution it came from; filled in by the registry.
     """
 
@@ -134,6 +136,7 @@ class KernelSpec:
     refuse: Callable[[Request], str | None] | None = field(default=None, compare=False)
     tolerance: float | None = None
     compiles: bool = False
+    checks_itself: Callable[[Request], bool] | None = field(default=None, compare=False)
     origin: str = ""
 
     def __post_init__(self) -> None:

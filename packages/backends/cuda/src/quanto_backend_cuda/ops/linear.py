@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quanto.kernels import Request
+
 from ..runtime import assembly, dependent_launch, interpreted, launch, warpgroups
 from ..tables import Tile, nearest
 from ..workspace import locks
 from . import check, specialized
 from . import stream as streaming
 from .dense import linear_by_parts
+from .trial import gluon
 from .weights import Facts, aligned, facts, raw_scale
 
-__all__ = ["FUSED_TOKENS", "fused", "grouped_linear", "linear", "start"]
+__all__ = ["FUSED_TOKENS", "checks_itself", "fused", "grouped_linear", "linear", "start"]
 
 # Above, decoding the weight and cuBLAS is faster (H100, int4, us fused and by parts: 14336 x 4096, 512 tokens 114 and
 # 125, 1024 tokens 228 and 200; 8192 x 28672, 1024 tokens 785 and 680). Where `specialized` runs neither is used.
@@ -88,6 +91,21 @@ def _specialized(x: Tensor, tokens: int, scale: Tensor, zero: Tensor | None, f: 
     """Whether the kernel with specialized warps takes the problem."""
     known = tokens >= specialized.TOKENS and specialized.takes(f, x.shape[-1], x.dtype, zero, scale)
     return known and specialized.TRIAL.serves(x.device)
+
+
+def checks_itself(request: Request) -> bool:
+    """Whether kernels in Gluon, whose first results are compared, take such a weight at any number of tokens."""
+    if interpreted() or not gluon() or not torch.cuda.is_available():
+        return False
+    if not all(warpgroups(torch.device("cuda", index)) for index in range(torch.cuda.device_count())):
+        return False
+    size = request.shape[-1]
+    f = facts(request.qtype, request.block_size, size)
+    scale = torch.empty(0, dtype=request.scale_dtype, device="meta")
+    point = torch.int8 if request.zero_point == "int" else request.dtype
+    zero = None if request.zero_point == "none" else torch.empty(0, dtype=point, device="meta")
+    kernels = (streaming, specialized)
+    return all(k.takes(f, size, request.dtype, zero, scale) and not k.TRIAL.refused for k in kernels)
 
 
 def dissolves(x: Tensor, codes: Tensor, *rest: Any, tiled: bool = False) -> bool:

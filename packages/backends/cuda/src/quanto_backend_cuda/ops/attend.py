@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attend`: attention of one new token to a static cache, one kernel that lets the next product begin early."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime import dependent_launch, import_triton, interpreted, launch, sm_count
+from ..workspace import locks
+from .define import NAMESPACE
+
+__all__ = ["attend", "define_attend"]
+
+_SCHEMA = "(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor"
+_HALVES = (torch.float16, torch.bfloat16)
+# Positions of a block of threads: a second block to a head of keys costs 1.5 us, as much as 200 positions.
+_LEAST, _MOST = 256, 4096
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """The operator.
+
+    Args:
+        query: float16 or bfloat16 `[texts, heads, 1, features]`; queries of a group are neighbours.
+        key, value: of its dtype, `[texts, heads of keys, length, features]`.
+        mask: boolean, true where a position is seen, or of a floating dtype, added to the scores;
+            `[texts or 1, heads or 1, 1, length]`; or None.
+        scale: of the scores.
+
+    Returns:
+        `[texts, 1, heads, features]`, contiguous; NaN for a query that sees nothing.
+
+    Raises:
+        ValueError: if shapes, dtypes or devices do not fit, naming the argument.
+    """
+    _check(query, key, value, mask)
+    import_triton()
+    from ..kernels.attend import attend as kernel
+
+    texts, heads, _, size = query.shape
+    count, length = key.shape[1:3]
+    out = query.new_empty(texts, 1, heads, size)
+    if not out.numel():
+        return out
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
+    group = heads // count
+    chunk = _chunk(length, texts * count, query.device)
+    splits = max(-(-length // chunk), 1)
+    wide, high = max(1 << (size - 1).bit_length(), 16), max(1 << (group - 1).bit_length(), 16)
+    partial = counters = None
+    if splits > 1:
+        shape = texts * count * splits * high * (wide + 2)
+        partial = torch.empty(shape, dtype=torch.float32, device=query.device)
+        counters = locks(query.device, texts * count)
+    added = mask is not None and mask.dtype != torch.bool
+    strides = (0, 0)
+    if mask is not None:
+        mask = (mask if added else mask.view(torch.uint8)).expand(texts, -1, -1, -1)
+        mask = mask if mask.stride(-1) == 1 else mask.contiguous()
+        strides = (mask.stride(0), mask.stride(1) if mask.shape[1] > 1 else 0)
+    pdl = dependent_launch(query.device)
+    options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
+    launch(
+        kernel, (texts * count, splits), query, key, value, mask, out, partial, counters, scale, length, count, splits,
+        *query.stride()[:2], *key.stride()[:3], *value.stride()[:3], *strides, D=size, GROUP=group, BG=high, BD=wide,
+        BL=64, CHUNK=chunk, ADDED=added, WIDE=interpreted(), PDL=pdl, num_warps=4, **options,
+    )  # fmt: skip
+    return out
+
+
+def _chunk(length: int, pairs: int, device: torch.device) -> int:
+    """Positions per block of threads, a power of two, such that the blocks fill the device, or each has enough."""
+    blocks = max(sm_count(device) // pairs, 1)
+    wanted = -(-length // blocks)
+    return min(max(1 << (wanted - 1).bit_length(), _LEAST), _MOST)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    if query.ndim != 4 or query.shape[2] != 1 or query.dtype not in _HALVES:
+        raise ValueError(f"query must be halves [texts, heads, 1, features], got {query.dtype} {list(query.shape)}")
+    texts, heads, _, size = query.shape
+    for name, t in (("key", key), ("value", value)):
+        if t.dtype != query.dtype or t.device != query.device:
+            raise ValueError(f"{name} is {t.dtype} on {t.device}, query {query.dtype} on {query.device}")
+        if t.ndim != 4 or t.shape[0] != texts or t.shape[3] != size or t.shape != key.shape:
+            raise ValueError(f"{name} is {list(t.shape)}, query {list(query.shape)} and key {list(key.shape)}")
+    if not key.shape[1] or heads % key.shape[1]:
+        raise ValueError(f"key has {key.shape[1]} heads, of which query's {heads} are no multiple")
+    if mask is None:
+        return
+    if mask.device != query.device or (mask.dtype != torch.bool and not mask.is_floating_point()):
+        raise ValueError(f"mask must be boolean or floating on {query.device}, got {mask.dtype} on {mask.device}")
+    wanted = ((1, texts), (1, heads), (1,), (key.shape[2],))
+    if mask.ndim != 4 or any(n not in w for n, w in zip(mask.shape, wanted, strict=True)):
+        raise ValueError(f"mask is {list(mask.shape)} for {texts} texts, {heads} heads and {key.shape[2]} positions")
+
+
+def define_attend() -> Any:
+    """Defines `torch.ops.quanto_cuda.attend`, and returns it; Inductor is not shown the kernel, which begins early."""
+    operator = torch.library.custom_op(f"{NAMESPACE}::attend", attend, mutates_args=(), schema=_SCHEMA)
+    operator.register_fake(lambda query, key, *rest: query.new_empty(query.shape[0], 1, *query.shape[1::2]))
+    return getattr(torch.ops, NAMESPACE).attend.default

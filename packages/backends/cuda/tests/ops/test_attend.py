@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of one token against float64: groups, masks of every kind, strides, lengths for one block and many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from quanto.kernels import kernels
+from quanto_backend_cuda.ops.attend import attend
+from quanto_backend_cuda.specs import specs
+
+CASES = [
+    (1, 8, 2, 144, 128, "half"),
+    (2, 4, 4, 300, 64, "added"),
+    (3, 6, 2, 700, 80, None),
+    (2, 6, 2, 530, 32, "heads"),
+    (1, 40, 2, 257, 16, "half"),
+    (1, 2, 1, 1, 16, None),
+]
+
+
+def wanted(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    group = query.shape[1] // key.shape[1]
+    key, value = (t.double().repeat_interleave(group, 1) for t in (key, value))
+    scores = query.double() @ key.mT * scale
+    if mask is not None:
+        known = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, float("-inf")) if known else scores + mask.double()
+    return (scores.softmax(-1) @ value).transpose(1, 2)
+
+
+def made(texts: int, length: int, heads: int, kind: str | None, dtype: torch.dtype, device: str) -> Any:
+    if kind == "half":  # what a static cache has
+        return (torch.arange(length, device=device) <= length // 2).expand(texts, 1, 1, length)
+    seen = torch.rand(texts, heads if kind == "heads" else 1, 1, length, device=device) < 0.5
+    seen[..., 0] = True
+    if kind == "added":
+        return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, float("-inf"))
+    return seen if kind == "heads" else None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("texts", "heads", "keys", "length", "size", "kind"), CASES)
+def test_attend(texts: int, heads: int, keys: int, length: int, size: int, kind: str | None, dtype: Any) -> None:
+    check(texts, heads, keys, length, size, kind, dtype, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("texts", "heads", "keys", "length", "size", "kind"), [*CASES, (2, 32, 8, 9000, 128, "half")])
+def test_attend_on_a_gpu(texts: int, heads: int, keys: int, length: int, size: int, kind: Any, dtype: Any) -> None:
+    check(texts, heads, keys, length, size, kind, dtype, "cuda")
+
+
+def check(
+    texts: int, heads: int, keys: int, length: int, size: int, kind: str | None, dtype: torch.dtype, device: str
+) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(texts, 1, heads, size, dtype=dtype, device=device).transpose(1, 2)
+    key, value = (torch.randn(texts, length, keys, size, dtype=dtype, device=device).transpose(1, 2) for _ in range(2))
+    mask = made(texts, length, heads, kind, dtype, device)
+    want = wanted(query, key, value, mask, 0.3)
+    if kind == "half":  # what nobody sees is not read
+        key[:, :, length // 2 + 1 :] = value[:, :, length // 2 + 1 :] = float("nan")
+    for _ in range(2):  # counters are left as they were found
+        got = attend(query, key, value, mask, 0.3)
+        assert got.shape == (texts, 1, heads, size)
+        assert got.dtype == dtype
+        assert torch.isclose(got.double(), want, rtol=2e-2, atol=1e-2).all()  # shares are rounded to halves
+
+
+def test_a_query_that_sees_nothing_is_nan() -> None:
+    query, key = torch.randn(1, 2, 1, 16).half(), torch.randn(1, 2, 5, 16).half()
+    mask = torch.tensor([[True] * 5, [False] * 5]).view(1, 2, 1, 5)
+    got = attend(query, key, key, mask, 1.0)
+    assert got[0, 0, 0].isfinite().all()
+    assert got[0, 0, 1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("query", {"query": torch.zeros(1, 4, 2, 16).half()}),
+        ("query", {"query": torch.zeros(1, 4, 1, 16)}),
+        ("key", {"key": torch.zeros(1, 2, 5, 16)}),
+        ("key", {"key": torch.zeros(1, 3, 5, 16).half(), "value": torch.zeros(1, 3, 5, 16).half()}),
+        ("value", {"value": torch.zeros(1, 2, 6, 16).half()}),
+        ("mask", {"mask": torch.ones(1, 1, 1, 6, dtype=torch.bool)}),
+        ("mask", {"mask": torch.ones(1, 1, 1, 5, dtype=torch.int64)}),
+    ],
+)
+def test_what_does_not_fit_is_named(name: str, change: dict[str, torch.Tensor]) -> None:
+    given: dict[str, Any] = {"query": torch.zeros(1, 4, 1, 16).half(), "key": torch.zeros(1, 2, 5, 16).half()}
+    given |= {"value": given["key"], "mask": None, **change}
+    with pytest.raises(ValueError, match=f"^{name} "):
+        attend(**given, scale=1.0)
+
+
+def test_is_found_and_traces() -> None:
+    specs()
+    found = kernels.function("attend", "cuda")
+    assert found is torch.ops.quanto_cuda.attend.default
+    query, key = torch.randn(2, 4, 1, 16).half(), torch.randn(2, 2, 5, 16).half()
+    torch.library.opcheck(found, (query, key, key, None, 0.5))
