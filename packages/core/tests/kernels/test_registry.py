@@ -338,12 +338,14 @@ def test_functions_are_found_by_name_and_device(registry: KernelRegistry) -> Non
         registry.register_function("attend", "cuda", first)
     assert registry.function("attend", "cuda") is first
     assert registry.function("attend", "cpu") is None
-    with (
-        pytest.raises(ValueError, match=r"function 'attend' for cuda is registered by plugin"),
-        registry.transaction("other"),
-    ):
-        registry.register_function("attend", "cpu", second)
-        registry.register_function("attend", "cuda", second)
+
+    def other() -> None:
+        with registry.transaction("other"):
+            registry.register_function("attend", "cpu", second)
+            registry.register_function("attend", "cuda", second)
+
+    with pytest.raises(ValueError, match=r"function 'attend' for cuda is registered by plugin"):
+        other()
     assert registry.function("attend", "cpu") is None, "the whole plugin is taken back"
     with registry.select("-plugin"):
         assert registry.function("attend", "cuda") is None
