@@ -54,7 +54,7 @@ class SmoothQuant(Step):
     name = "smooth"
 
     def __init__(
-        self, strength: float | None = None, steps: int = 8, least: float = 25.0, static: float = 30.0
+        self, strength: float | None = None, steps: int = 8, least: float = 25.0, static: float = 32.0
     ) -> None:
         if strength is not None and not 0 <= strength <= 1:
             raise ValueError(f"strength must be in [0, 1], got {strength}")
