@@ -55,6 +55,16 @@ def test_holds_its_package_and_licence_only(package: Package, wheels: dict[str, 
 
 
 @EACH
+def test_serves_every_python(package: Package, wheels: dict[str, Path]) -> None:
+    """One wheel for each platform, not one for each Python besides; for any platform where nothing is compiled."""
+    wheel = wheels[package.distribution]
+    *_, python, abi, platform = wheel.stem.split("-")
+    assert (python, abi) == ("py3", "none")
+    with zipfile.ZipFile(wheel) as archive:
+        assert (platform == "any") != any(name.endswith(BUILT) for name in archive.namelist())
+
+
+@EACH
 def test_metadata(package: Package, wheels: dict[str, Path]) -> None:
     found = wheel_metadata(wheels[package.distribution])
     assert found["Name"] == package.distribution
