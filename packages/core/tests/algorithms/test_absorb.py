@@ -64,23 +64,25 @@ def test_another_reader_excludes_the_norm() -> None:
 class _Grouped(nn.Module):
     """Two heads of values, each read by two heads of queries."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: int) -> None:
         super().__init__()
-        self.v = nn.Linear(64, 64)
-        self.o = nn.Linear(128, 64)
+        self.head = head
+        self.v = nn.Linear(64, 2 * head)
+        self.o = nn.Linear(4 * head, 64)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        values = self.v(x).unflatten(-1, (2, 32)).repeat_interleave(2, -2).flatten(-2)
+        values = self.v(x).unflatten(-1, (2, self.head)).repeat_interleave(2, -2).flatten(-2)
         out: torch.Tensor = self.o(values)
         return out
 
 
-def test_values_of_grouped_queries() -> None:
-    block = _block(_Grouped(), [torch.randn(2, 8, 64)])
+@pytest.mark.parametrize("head", [32, 24, 112])
+def test_values_of_grouped_queries(head: int) -> None:
+    block = _block(_Grouped(head), [torch.randn(2, 8, 64)])
     absorber = find_absorber(block, ["o"])
     assert absorber is not None
-    assert (absorber.name, absorber.repeat, absorber.head) == ("v", 2, 32)
-    scale = torch.rand(64) + 0.5
+    assert (absorber.name, absorber.repeat, absorber.head) == ("v", 2, head)
+    scale = torch.rand(2 * head) + 0.5
     torch.testing.assert_close(absorber.reduce(absorber.expand(scale)), scale)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import quanto
 from quanto.algorithms import AutoRound, Pipeline
@@ -48,3 +49,29 @@ def test_floats_are_left_to_their_scheme(tiny: Any, batches: list[torch.Tensor])
 def test_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="steps and samples must be at least 1, got 0 and 2"):
         AutoRound(0)
+
+
+class _Routed(nn.Module):
+    """A batch goes to one of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = (self.one if x[0, 0] > 0 else self.other)(x)
+        return y
+
+
+def test_experts_that_the_chosen_batches_miss() -> None:
+    torch.manual_seed(0)
+    model = _Routed()
+    mix = torch.randn(8, 32)
+    batches = [torch.randn(64, 8) @ mix for _ in range(8)]
+    assert {bool(b[0, 0] > 0) for b in batches} == {True, False}
+    least, found = (quanto.quantized(model, "int3", group_size=32, algorithm="mse") for _ in range(2))
+    quanto.freeze(least)
+    Pipeline(AutoRound(30, samples=1)).run(found, batches)
+    with torch.no_grad():
+        errors = [sum(float((m(b) - model(b)).square().mean()) for b in batches) for m in (found, least)]
+    assert errors[0] < 0.9 * errors[1]

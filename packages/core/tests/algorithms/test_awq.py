@@ -34,6 +34,30 @@ def test_less_error(steps: tuple[str, ...], tiny: Any, batches: list[torch.Tenso
     assert error < 0.4 * least
 
 
+def test_takes_the_power_of_least_error(tiny: Any, batches: list[torch.Tensor]) -> None:
+    model, found = _uneven(tiny), quanto.quantize(_uneven(tiny), "int4", group_size=32, include="blocks.*")
+    Pipeline("awq").run(found, batches)
+    block = model.blocks[0]
+    with torch.no_grad():
+        x = torch.cat([block.norm(model.embed(b)).flatten(0, 1) for b in batches])
+        size = x.square().mean(0).sqrt()
+        errors = {}
+        for power in range(11):
+            scale = size ** (power / 10)
+            scale = scale / (scale.max() * scale.min()).sqrt()
+            loss = 0.0
+            for layer in (block.gate, block.up):
+                plain = quanto.quantize_tensor(
+                    layer.weight * scale, quanto.Scheme("int4", group_size=32, algorithm="minmax")
+                ).dequantize()
+                loss += float((x @ (plain / scale - layer.weight).T).square().sum())
+            errors[power] = loss, scale
+        power = min(errors, key=lambda p: errors[p][0])
+        assert 0 < power < 10
+        wanted = block.norm.weight / errors[power][1]
+        torch.testing.assert_close(found.blocks[0].norm.weight, wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_names_what_it_left_alone() -> None:
     from quanto.algorithms import Block, Step
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import quanto
-from quanto.algorithms import GPTQ, Pipeline
+from quanto.algorithms import GPTQ, Block, Pipeline
+from quanto.algorithms.experts import expert_moments
+from quanto.algorithms.stream import Stream
 from quanto.nn import QParameters
 from quanto.nn.registry import convert
 
@@ -69,6 +71,18 @@ def test_every_expert_has_less_error_than_rounding(options: dict[str, Any]) -> N
             ((m[0].weight.dequantize()[expert] - weight[expert]) @ mine.T).square().mean() for m in (found, rounded)
         )
         assert error < 0.8 * least, expert
+
+
+def test_an_expert_goes_by_the_average_where_it_saw_little() -> None:
+    x = _tokens([0] * 100 + [1] * 3)  # the others see nothing
+    model = _model(weights="int4", group_size=16)
+    block = Block("0", model[0], Stream([x], [((), {})]), Stream([x], [((), {})]))
+    found = [m.hessian for m in expert_moments(block, "", "weight")]
+    average = x.T @ x / len(x)
+    prior = 0.1 * 32
+    for hessian, mine in zip(found, (x[:100], x[100:], x[:0], x[:0]), strict=True):
+        wanted = (mine.T @ mine + prior * average) / (len(mine) + prior)
+        torch.testing.assert_close(hessian, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_experts_that_no_token_reaches_at_all() -> None:

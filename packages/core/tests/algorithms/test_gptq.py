@@ -10,7 +10,13 @@ import torch
 from torch import nn
 
 import quanto
+from quanto import packing, reference
 from quanto.algorithms import GPTQ, Pipeline
+from quanto.algorithms.statistics import Moments
+from quanto.nn.slot import Slot
+from quanto.quantizers import fit
+from quanto.quantizers.spread import spread_parameters
+from quanto.tensor.quantize import make_target
 
 
 def _correlated(tokens: int, width: int) -> torch.Tensor:
@@ -32,6 +38,70 @@ def test_less_error_than_nearest(qtype: str) -> None:
     assert found[0].frozen
     error, least = ((m(x) - wanted).square().mean() for m in (found, nearest_))
     assert error < 0.8 * least
+
+
+def _definition(weight: torch.Tensor, x: torch.Tensor, original: torch.Tensor, step: GPTQ, slot: Slot) -> Any:
+    """What the class says, in double precision, the inverse of what remains computed anew for each column."""
+    w, x, original = weight.double(), x.double(), original.double()
+    hessian, cross = x.T @ x / len(x), original.T @ x / len(x)
+    damped = hessian + step.damping * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
+    w = w + step.correct * torch.linalg.solve(damped, (w @ (cross - hessian)).T).T
+    target = make_target(slot.scheme, slot.scheme.block_size(tuple(w.shape)), torch.float32)
+    parameters = fit(w.float(), target, damped.diagonal().float())
+    scale, zero = spread_parameters(parameters, target, weight)
+    assert zero is not None
+    left = damped.diagonal().argsort(descending=True).tolist() if step.act_order else list(range(w.shape[1]))
+    elements = torch.empty_like(weight)
+    while left:
+        i = left[0]
+        inverse = torch.linalg.inv(damped[left][:, left])
+        elements[:, i] = (
+            (w[:, i] / scale[:, i] + zero[:, i]).round().clamp(target.qtype.qmin, target.qtype.qmax).float()
+        )
+        error = (w[:, i] - (elements[:, i] - zero[:, i]) * scale[:, i]) / inverse[0, 0]
+        w[:, left] -= error[:, None] * inverse[0]
+        left = left[1:]
+    return elements, parameters
+
+
+@pytest.mark.parametrize("options", [{}, {"act_order": False}, {"correct": 1.0, "damping": 0.2}, {"correct": 0.0}])
+def test_equals_the_definition(options: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    original = _correlated(300, 64) * (1 + 3 * torch.rand(64, generator=generator))
+    x = original + torch.randn(300, 64, generator=generator)
+    layer = quanto.quantize(nn.Linear(64, 24), "int4", group_size=32)
+    weight, slot = layer.weight.detach(), layer._slots["weight"]
+    found = Moments()
+    found.add(x[:100], original[:100])
+    found.add(x[100:], original[100:])
+    found.finish()
+    hessian = found.hessian.clone()
+    step = GPTQ(refine=False, sweeps=0, **options)
+    made = step.solve(weight, slot, found)
+    elements, parameters = _definition(weight, x, original, step, slot)
+    torch.testing.assert_close(made.parameters.scale.float(), parameters.scale.float(), rtol=1e-3, atol=0)
+    codes = reference.decode(packing.unpack(made.codes, 4, 64), quanto.qint4, torch.float32)
+    assert (codes != elements).float().mean() <= 0.01  # values in the middle of two codes
+    assert torch.equal(found.hessian, hessian)  # of other layers too
+    assert found.cross is not None
+    step.solve(weight, slot, found, last=True)
+    assert found.cross is None
+
+
+def test_fitting_scales_once_more_and_sweeps_lose_less() -> None:
+    x = _correlated(256, 64) * 2
+    losses = {}
+    for refine, sweeps in ((False, 0), (True, 0), (False, 2), (True, 2)):
+        layer = quanto.quantize(nn.Linear(64, 96, bias=False), "int3", group_size=32)
+        layer.load_state_dict({"weight": torch.randn(96, 64, generator=torch.Generator().manual_seed(3))})
+        found = Moments()
+        found.add(x)
+        made = GPTQ(refine=refine, sweeps=sweeps).solve(layer.weight.detach(), layer._slots["weight"], found.finish())
+        losses[refine, sweeps] = made.loss
+    assert losses[True, 0] < 0.99 * losses[False, 0]
+    assert losses[False, 2] < 0.95 * losses[False, 0]
+    assert losses[True, 2] < 0.99 * losses[False, 2]
+    assert losses[True, 2] < 0.95 * losses[True, 0]
 
 
 @pytest.mark.parametrize("options", [{"act_order": False}, {"sequential": False}, {"correct": 0.0}, {"correct": 1.0}])

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import quanto
-from quanto.algorithms import Block, Pipeline, Step, calibrate_weights, generate_samples
+from quanto.algorithms import AutoRound, Block, Pipeline, Step, Tune, calibrate_weights, generate_samples
+from quanto.nn.base import QModule
 
 
 class _Notes(Step):
@@ -182,3 +183,55 @@ def test_an_encoder_with_padding(batches: list[torch.Tensor]) -> None:
         with torch.no_grad():
             errors.append(sum(float((found(**s) - model(**s)).square().mean()) for s in samples))
     assert errors[1] < 0.7 * errors[0]
+
+
+class _Output(dict):  # type: ignore[type-arg]
+    """What models of transformers return: a mapping whose values are attributes too."""
+
+    __getattr__ = dict.get
+
+
+class _Headed(nn.Module):
+    """A head outside of the chain, an output object, layers called by name, and one that nothing calls."""
+
+    def __init__(self, inner: nn.Module, logits: bool) -> None:
+        super().__init__()
+        self.inner, self.logits, self.unused = inner, logits, nn.Linear(64, 64)
+
+    def forward(self, tokens: torch.Tensor) -> _Output:
+        x = self.inner.embed(tokens)
+        for block in self.inner.blocks:
+            (x,) = block(x, factor=0.5)
+        y = self.inner.head(input=self.inner.norm(x))
+        return _Output(loss=y.sum(), logits=y) if self.logits else _Output(mask=tokens > 3, last_hidden_state=y)
+
+
+@pytest.mark.parametrize(
+    "steps", [("awq",), ("smooth", "gptq"), ("lowrank",), ("gptq", AutoRound(3)), ("gptq", Tune(1))]
+)
+@pytest.mark.parametrize("logits", [True, False])
+def test_models_that_return_objects(
+    tiny: Any, batches: list[torch.Tensor], steps: tuple[Any, ...], logits: bool
+) -> None:
+    model = quanto.quantize(_Headed(tiny(), logits), "int4", group_size=32)
+    Pipeline(*steps).run(model, batches)
+    assert all(m.frozen for m in model.modules() if isinstance(m, QModule) and m._slots)
+    name = "logits" if logits else "last_hidden_state"
+    with torch.no_grad():
+        wanted = _Headed(tiny(), logits)(batches[0])[name]
+        assert (model(batches[0])[name] - wanted).norm() < 0.3 * wanted.norm()
+
+
+def test_weights_without_numbers_are_named(tiny: Any, batches: list[torch.Tensor]) -> None:
+    model = quanto.quantize(tiny(), "int4")
+    with torch.no_grad():
+        model.blocks[1].up.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"blocks\.1\.up\.weight holds NaN"):
+        Pipeline("gptq").run(model, batches)
+    model = quanto.quantize(tiny(), "int4")
+    with torch.no_grad():
+        model.embed.weight.fill_(torch.inf)
+    with pytest.raises(ValueError, match=r"blocks\.0\.gate: its inputs have no usable second moments"):
+        Pipeline("gptq").run(model, batches)
+    with pytest.raises(ValueError, match=r"draws no text .* predicts NaN or infinity"):
+        Pipeline("gptq").run(quanto.quantize(model, "int4"))

@@ -86,3 +86,16 @@ def test_refuses_other_architectures(tiny: Any) -> None:
     model.model.norm = nn.LayerNorm(96)
     with pytest.raises(ValueError, match="LayerNorm is not a plain RMS norm"):
         Rotate().prepare(model)
+
+
+def test_refuses_before_anything_changes() -> None:
+    model = quanto.quantize(_llama(tied=False), "int8")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.model.embed_norm = nn.LayerNorm(96)
+    with pytest.raises(ValueError, match="model has embed_norm too"):
+        Rotate().prepare(model)
+    del model.model.embed_norm
+    model.model.layers[1].mlp.up_proj.freeze()
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.mlp\.up_proj is frozen"):
+        Rotate().prepare(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name in before)

@@ -54,6 +54,20 @@ def test_the_search_is_no_worse_than_any_strength(tiny: Any, batches: list[torch
     assert errors[0] < 1.1 * min(errors[1:])
 
 
+def test_scales_are_those_of_the_paper(tiny: Any, batches: list[torch.Tensor]) -> None:
+    model, found = _outliers(tiny), _outliers(tiny)
+    quanto.quantize(found, "int8", "int8", include="blocks.*", dynamic=True)
+    Pipeline(SmoothQuant(0.3)).run(found, batches)
+    block, moved = model.blocks[0], found.blocks[0]
+    with torch.no_grad():
+        peaks = torch.cat([block.norm(model.embed(b)).flatten(0, 1) for b in batches]).abs().amax(0)
+    weights = torch.maximum(block.gate.weight.detach().abs().amax(0), block.up.weight.detach().abs().amax(0))
+    scale = peaks**0.3 / weights**0.7
+    torch.testing.assert_close(moved.norm.weight.detach(), block.norm.weight.detach() / scale, rtol=1e-5, atol=1e-6)
+    wanted = block.gate.weight.detach() * scale
+    torch.testing.assert_close(moved.gate.weight.dequantize(), wanted, rtol=0, atol=float(wanted.abs().max()) / 200)
+
+
 def _with_a_sink(tiny: Any) -> Any:
     """Token 0 has activations a thousand times those of all others between `up` and `down`."""
     model = tiny()

@@ -89,3 +89,22 @@ def test_a_last_pass_keeps_what_the_float_block_returns(tiny: Any, batches: list
     with torch.no_grad(), as_float(block.module):
         for value, output in zip(block.inputs.values, block.outputs, strict=True):
             torch.testing.assert_close(output, block.module(value)[0], rtol=0, atol=0)
+
+
+class _Mixer(nn.Module):
+    """Layers that read one tensor, its rows by another shape, its transpose, and what it is after a change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.flat, self.columns, self.later = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        y: torch.Tensor = self.rows(x) + self.flat(x.flatten(0, 1)).view_as(x) + self.columns(x.mT).mT
+        return y + self.later(x.mul_(2))
+
+
+def test_views_are_told_apart() -> None:
+    inputs = Stream([torch.randn(2, 16, 16)], [((), {})])
+    block = Block("0", quanto.quantize(_Mixer(), "int4"), inputs, inputs)
+    assert input_groups(block) == [["rows", "flat"], ["columns"], ["later"]]

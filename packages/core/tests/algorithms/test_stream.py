@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
 import quanto
-from quanto.algorithms.stream import find_chain, find_shared, record
+from quanto.algorithms.stream import calm, find_chain, find_shared, record
 
 
 def test_finds_the_list_with_most_weights(tiny: Any) -> None:
@@ -50,3 +51,14 @@ def test_finds_what_several_blocks_use(tiny: Any) -> None:
     model.blocks[1].norm = model.blocks[0].norm
     model.blocks[2].norm.weight = model.norm.weight  # the parameter alone, of a norm outside of the chain
     assert find_shared(model, chain) == {model.blocks[0].norm, model.blocks[2].norm}
+
+
+def test_no_part_of_a_model_fills_a_cache(tiny: Any) -> None:
+    model = tiny()
+    model.config, model.embed.config = SimpleNamespace(use_cache=False), SimpleNamespace(use_cache=True)
+    model.train()
+    with calm(model):
+        assert not model.training
+        assert not model.embed.config.use_cache
+    assert model.training
+    assert (model.config.use_cache, model.embed.config.use_cache) == (False, True)

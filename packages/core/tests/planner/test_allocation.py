@@ -64,6 +64,7 @@ def test_the_curve_falls() -> None:
         ([[1]], [[1, 2]], "one number"),
         ([[1]], [[math.nan]], "finite"),
         ([[-1]], [[1]], "not neg"),
+        ([[1] * 128], [[1] * 128], "at most 127 choices"),
     ],
 )
 def test_bad_tables(costs: list[list[float]], losses: list[list[float]], message: str) -> None:

@@ -68,3 +68,27 @@ def test_an_objective_serves_models_without_logits() -> None:
     assert found.losses[0][0] < found.losses[0][1]
     with pytest.raises(ValueError, match="no logits"):
         sensitivity(nn.Sequential(model, nn.Flatten(0)), [torch.randn(6, 4)], ["int8"])
+
+
+def test_gradients_of_the_user_stay_and_inputs_may_be_named() -> None:
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    data = [torch.randn(32, 16)]
+    model(data[0]).sum().backward()
+    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    losses = sensitivity(model, data, ["int4"]).losses
+    for parameter, grad in zip(model.parameters(), before, strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, grad)
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.layers[2](input=torch.relu(self.layers[0](input=x)))
+            return y
+
+    assert sensitivity(Wrapped(), data, ["int4"]).losses == losses

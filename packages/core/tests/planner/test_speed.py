@@ -26,3 +26,7 @@ def test_a_floating_layer_can_be_timed_too() -> None:
 def test_other_layers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"0: only linear layers"):
         layer_seconds(find_layers(nn.Sequential(nn.Conv2d(2, 2, 1))), [quanto.Scheme("int8")])
+
+
+def test_static_activations_need_no_calibration() -> None:
+    assert 0 < time_layer((16, 32), quanto.Scheme.of("w8a8-static"), torch.float32, seconds=0.001) < 1

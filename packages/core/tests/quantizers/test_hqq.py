@@ -38,3 +38,12 @@ def test_only_large_residuals_are_outliers() -> None:
     torch.testing.assert_close(found[1:4], torch.tensor([-0.1, 0.0, 0.1]))
     assert found[4] == -found[0]
     assert 0.1 < found[4] < 0.5
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"zero_point": "int"}])
+@pytest.mark.parametrize("qtype", ["int4", "int2"])
+@pytest.mark.parametrize("value", [3.7, -0.02])
+def test_blocks_of_one_value_lose_nothing(qtype: str, options: dict[str, object], value: float) -> None:
+    x = torch.full((8, 64), value)
+    q = quanto.quantize_tensor(x, quanto.Scheme(qtype, group_size=32, algorithm="hqq", **options))
+    torch.testing.assert_close(q.dequantize(), x, rtol=1e-3, atol=0)  # the scale's rounding to 16 bits

@@ -16,6 +16,7 @@ from .step import Block, as_float, first_tensor
 
 __all__ = ["Absorber", "find_absorber", "scale_inputs"]
 
+_LEAST, _USUAL = 8, (32, 64, 80, 96, 128, 256)  # channels of a head
 _TRIED = 4  # batches, more where none of them reaches the layers
 
 
@@ -123,7 +124,7 @@ class _Trial:
 
     def _run(self, index: int) -> Tensor:
         args, kwargs = tree_map_only(Tensor, _float, self.inputs.others[index])
-        return first_tensor(self.module(_float(self.inputs.values[index]), *args, **kwargs))
+        return first_tensor(self.module(_float(self.inputs.value(index)), *args, **kwargs))
 
 
 def _probe(width: int, layer: QModule) -> Tensor:
@@ -147,8 +148,8 @@ def _candidates(name: str, module: nn.Module, width: int, group: list[str]) -> l
     repeat = width // weight.shape[0]
     if repeat == 1:
         return [Absorber(name, module)]
-    heads = [h for h in (32, 64, 80, 96, 128, 256) if weight.shape[0] % h == 0]
-    return [Absorber(name, module, repeat, head) for head in heads]
+    heads = [h for h in range(_LEAST, weight.shape[0] + 1) if weight.shape[0] % h == 0]
+    return [Absorber(name, module, repeat, head) for head in sorted(heads, key=lambda h: h not in _USUAL)]
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import packing, reference
+from .._hooks import first_input
 from ..nn.base import QModule
 from ..quantizers import Parameters, Target, fit
 from ..quantizers.grid import round_scale, round_zero
@@ -67,7 +68,8 @@ class AutoRound(Step):
             picked = torch.randperm(len(wanted), generator=generator)[: self.samples].tolist()
             self._gradient(block, roundings, wanted, picked)
             for parameter in learned:
-                assert parameter.grad is not None
+                if parameter.grad is None:  # of an expert that these batches were not sent to
+                    continue
                 parameter.data.sub_(parameter.grad.sign(), alpha=self.rate * (1 - step / self.steps))
                 parameter.grad = None
             for rounding in roundings:
@@ -94,7 +96,9 @@ class AutoRound(Step):
             for index in picked:
                 for rounding in roundings:
                     rounding.current = rounding.weight()
-                (relative_error(self._output(block, index), wanted[index]) / len(picked)).backward()
+                loss = relative_error(self._output(block, index), wanted[index]) / len(picked)
+                if loss.requires_grad:
+                    loss.backward()
 
     @staticmethod
     def _output(block: Block, index: int, original: bool = False) -> Tensor:
@@ -164,10 +168,10 @@ class _Rounding:
         elements = self._elements(scale, zero)
         return ((elements if zero is None else elements - zero) * scale).to(self.layer._slots["weight"].dtype)
 
-    def forward(self) -> Callable[[Tensor], Tensor]:
+    def forward(self) -> Callable[..., Tensor]:
         """What the layer computes with its current weight."""
         bias = self.layer._parameters.get("bias")
-        return lambda x: F.linear(x, self.current, bias)
+        return lambda *args, **kwargs: F.linear(first_input(args, kwargs), self.current, bias)
 
     def clamp(self) -> None:
         """Keeps offsets within half a step, and factors near 1."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,16 +37,11 @@ def round_columns(
     assert scale is not None
     order = hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True) if act_order else None
     if order is not None:
-        hessian = hessian.gather(1, order[:, :, None].expand_as(hessian))
-        hessian = hessian.gather(2, order[:, None, :].expand_as(hessian))
         index = order.T[:, :, None].expand_as(work)
         work, scale = work.gather(0, index), scale.gather(0, index)
         zero = None if zero is None else zero.gather(0, index)
     # The upper Cholesky factor of the inverse: its row i says how the error of column i spreads to the later ones.
-    factor = cholesky(hessian)
-    del hessian  # each of these is as large as a layer is wide, squared
-    torch.cholesky_inverse(factor, out=factor)
-    factor = cholesky(factor).mT.contiguous()
+    factor = cholesky(lambda: _inverse(cholesky(lambda: _ordered(hessian, order)))).mT.contiguous()
     elements = torch.empty_like(work)
     for start in range(0, len(work), _COLUMNS):
         end = min(start + _COLUMNS, len(work))
@@ -65,6 +62,19 @@ def round_columns(
     return by_rows(elements), by_rows(work)
 
 
+def _ordered(hessian: Tensor, order: Tensor | None) -> Tensor:
+    """A copy of `[groups, in, in]` with rows and columns in another order, `[groups, in]`."""
+    if order is None:
+        return hessian.clone()
+    parts = torch.arange(len(order), device=order.device)[:, None, None]
+    return hessian[parts, order[:, :, None], order[:, None, :]]
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    """The inverse of the matrix with this lower Cholesky factor, in its place."""
+    return torch.cholesky_inverse(factor, out=factor)
+
+
 def by_columns(rows: Tensor, groups: int) -> Tensor:
     """`[out, in]` as `[in, groups, out / groups]`, contiguous."""
     parts: Tensor = rows.T.unflatten(1, (groups, -1))
@@ -82,13 +92,22 @@ def add_products(columns: Tensor, matrices: Tensor, other: Tensor, factor: float
         columns.transpose(0, 1).baddbmm_(matrices, other.transpose(0, 1), alpha=factor)
 
 
-def cholesky(matrix: Tensor) -> Tensor:
-    """The lower factors of `[…, n, n]`; the diagonals grow until there are such."""
+def cholesky(make: Callable[[], Tensor]) -> Tensor:
+    """The lower factors of symmetric matrices; the diagonals grow until there are such.
+
+    Args:
+        make: gives the matrices, `[…, n, n]`, which the factors then take the place of: of a wide layer, nothing else
+            in memory is as large.
+    """
     extra = 0.0
     for _ in range(8):
-        grown = matrix + extra * torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1)) if extra else matrix
-        found: tuple[Tensor, Tensor] = torch.linalg.cholesky_ex(grown)
-        if not bool(found[1].any()):
-            return found[0]
+        matrix = make()
+        matrix = matrix if matrix.mT.is_contiguous() else matrix.mT  # as LAPACK has them, else it works on a copy
+        if extra:
+            matrix.diagonal(dim1=-2, dim2=-1).mul_(1 + extra)
+        info = torch.empty(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
+        torch.linalg.cholesky_ex(matrix, out=(matrix, info))
+        if not bool(info.any()):
+            return matrix
         extra = max(10 * extra, 1e-4)
-    raise ValueError("the inputs of a layer have no usable second moments: they hold NaN or infinity")
+    raise ValueError("its inputs have no usable second moments: they hold NaN or infinity")

@@ -97,7 +97,10 @@ class GPTQ(Step):
             for name in group:
                 slot, weight = layers[name]._slots["weight"], layers[name]._parameters["weight"]
                 assert weight is not None
-                made = self.solve(slot.rows(weight.detach()), slot, found)
+                try:
+                    made = self.solve(slot.rows(weight.detach()), slot, found, name == group[-1])
+                except ValueError as error:
+                    raise ValueError(f"{'.'.join(filter(None, (block.name, name)))}: {error}") from None
                 adopt(layers[name], made.codes, made.parameters)
                 block.losses[name] = made.loss
                 if block.keeps_floats and name not in convolutions:
@@ -118,13 +121,14 @@ class GPTQ(Step):
         adopt(module, torch.stack([m.codes for m in made]), Parameters(scale, zero), parameter)
         return sum(m.loss for m in made) / len(made)
 
-    def solve(self, weight: Tensor, slot: Slot, found: Moments) -> Solved:
+    def solve(self, weight: Tensor, slot: Slot, found: Moments, last: bool = False) -> Solved:
         """Codes and parameters of one weight.
 
         Args:
             weight: `[out, in]`, floating.
             slot: how it is quantized; one that leaves the algorithm open gets that of `fit`, with its zero points.
             found: the moments of its inputs; those of no input at all are taken for white noise.
+            last: whether nobody needs the cross moments any more, so that they can go.
         """
         slot.scheme = slot.scheme.fitted()
         target = make_target(slot.scheme, slot.scheme.block_size(tuple(weight.shape)), slot.dtype)
@@ -133,20 +137,24 @@ class GPTQ(Step):
         diagonal = hessian.diagonal(dim1=-2, dim2=-1)
         mean = diagonal.mean(-1, keepdim=True)
         mean = mean.clamp(min=max(1e-6 * float(mean.max()), torch.finfo(torch.float32).tiny))  # groups may be idle
-        damped = hessian.clone()
-        damped.diagonal(dim1=-2, dim2=-1).add_(self.damping * mean)
+        difference = None if found.cross is None else times(weight, found.cross).sub_(times(weight, hessian))
+        if last:
+            found.cross = None
+        # damped in place and put back at the end: another matrix as large would be the largest thing in memory
+        before = diagonal.clone()
+        diagonal.add_(self.damping * mean)
         wanted = weight
-        if found.cross is not None:
-            difference = times(weight, found.cross).sub_(times(weight, hessian))
-            wanted = solve(difference, cholesky(damped)).mul_(self.correct).add_(weight)
+        if difference is not None:
+            wanted = solve(difference, cholesky(hessian.clone)).mul_(self.correct).add_(weight)
             del difference
-        parameters = fit(wanted, target, each_row(damped.diagonal(dim1=-2, dim2=-1), len(weight)))
-        elements, floats = round_columns(wanted, damped, target, parameters, self.act_order)
+        parameters = fit(wanted, target, each_row(diagonal, len(weight)))
+        elements, floats = round_columns(wanted, hessian, target, parameters, self.act_order)
         for again in range(1 + self.sweeps):
             if again:
-                elements, floats = descend(wanted, elements, damped, target, parameters)
+                elements, floats = descend(wanted, elements, hessian, target, parameters)
             if self.refine:
-                parameters = refine(wanted, elements, damped, target, parameters)
+                parameters = refine(wanted, elements, hessian, target, parameters)
+        diagonal.copy_(before)
         codes = packing.pack(reference.encode(elements, target.qtype), target.qtype.bits)
         blocks, columns = target.block_size, weight.shape[1]
         error = reference.dequantize(codes, *parameters, target.qtype.name, blocks, columns, torch.float32) - wanted

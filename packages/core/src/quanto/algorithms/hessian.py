@@ -19,9 +19,11 @@ def times(rows: Tensor, hessian: Tensor) -> Tensor:
 
 def solve(rows: Tensor, factor: Tensor) -> Tensor:
     """`rows @ inverse(hessian)`, `[out, in]`, for the Hessian's lower Cholesky factor."""
-    if factor.ndim == 2:
-        return torch.cholesky_solve(rows.T, factor).T
-    return torch.cholesky_solve(rows.unflatten(0, (len(factor), -1)).mT, factor).mT.flatten(0, 1)
+    columns = rows.T if factor.ndim == 2 else rows.unflatten(0, (len(factor), -1)).mT
+    # cholesky_solve would copy the factor
+    half = torch.linalg.solve_triangular(factor, columns, upper=False)
+    found: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True).mT
+    return found if factor.ndim == 2 else found.flatten(0, 1)
 
 
 def each_row(values: Tensor, rows: int) -> Tensor:

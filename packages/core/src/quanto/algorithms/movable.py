@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import packing, reference
+from .._hooks import first_input
 from ..nn import correction
 from ..nn.activations import fake_quantize_activation
 from ..nn.base import QModule
@@ -56,8 +58,9 @@ class Movable:
         elements = self.elements if zero is None else self.elements - zero
         return (elements * scale).to(self.layer._slots["weight"].dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """What the layer computes, differentiable."""
+        x = first_input(args, kwargs)
         qtype = self.layer.scheme.activations
         if qtype is not None:
             x = fake_quantize_activation(x, qtype, static_scale(self.layer))

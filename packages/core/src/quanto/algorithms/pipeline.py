@@ -56,6 +56,8 @@ class Pipeline:
         batches: Iterable[Any] | None = None,
         *,
         resume: str | Path | None = None,
+        keep: bool = False,
+        offload_folder: str | Path | None = None,
         progress: bool | None = None,
     ) -> nn.Module:
         """Runs all steps and freezes the model, in place.
@@ -65,17 +67,21 @@ class Pipeline:
             batches: sample data, each a tensor, a tuple of arguments or a mapping of named ones. None: text that the
                 model draws from its own predictions (see `generate_samples`), for causal language models.
             resume: a folder for finished blocks: after a kill the same call goes on behind the last of them.
+            keep: whether that folder stays at the end, so that the caller can save the model first.
+            offload_folder: where what blocks hand on lies in files instead of memory, a few times as large as the
+                embedded data; pages of it that no block needs now are the system's to drop. None keeps it in memory.
             progress: whether to show blocks, loss and remaining time; None shows them in a terminal.
 
         Returns:
             The model itself.
 
         Raises:
-            ValueError: if nothing is quantized, everything is frozen already, there is no data and the model draws
-                none, or the folder is that of another model, data or pipeline.
+            ValueError: if nothing is quantized, everything is frozen already, a weight holds NaN or infinity, there is
+                no data and the model draws none, or the folder is that of another model, data or pipeline.
         """
         if not any(isinstance(m, QModule) and m._slots and not m.frozen for m in model.modules()):
             raise ValueError("nothing to calibrate: call quanto.quantize(model, …) first, and don't freeze it")
+        _check_weights(model)
         samples = _drawn(model, progress) if batches is None else list(batches)
         store = None if resume is None else Store(Path(resume), model, samples, self.steps)
         with calm(model), torch.no_grad(), before_calibration():
@@ -83,7 +89,8 @@ class Pipeline:
                 step.prepare(model)
             chain = find_chain(model)
             with as_float(model):
-                streams = None if chain[0][0] == "" else record(model, chain, samples)
+                folder = _made(offload_folder)
+                streams = None if chain[0][0] == "" else record(model, chain, samples, folder)
             if streams is None:
                 chain = []
             with Progress(len(chain) + 1, progress) as bar:
@@ -93,7 +100,7 @@ class Pipeline:
             for step in self.steps:
                 step.conclude(model, samples, progress)
         arrange(model)
-        if store is not None:
+        if store is not None and not keep:
             store.finish()
         return model
 
@@ -106,8 +113,8 @@ class Pipeline:
         bar: Progress,
     ) -> None:
         keep = any(step.needs_original for step in self.steps)
-        inputs = Stream(streams[0].values, [])
-        originals = Stream(list(inputs.values), []) if keep else inputs
+        inputs = streams[0]
+        originals = inputs.branch() if keep else inputs
         for (name, module), stream in zip(chain, streams, strict=True):
             inputs.others = originals.others = stream.others
             block = Block(name, module, inputs, originals, shared=shared)
@@ -153,6 +160,22 @@ class Pipeline:
             store.save(block)
 
 
+def _check_weights(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        for parameter in module._slots if isinstance(module, QModule) else ():
+            value = module._parameters.get(parameter)
+            if value is not None and value.numel() and not all(t.isfinite() for t in value.detach().aminmax()):
+                raise ValueError(f"{name}.{parameter} holds NaN or infinity")
+
+
+def _made(folder: str | Path | None) -> Path | None:
+    if folder is None:
+        return None
+    made = Path(folder)
+    made.mkdir(parents=True, exist_ok=True)
+    return made
+
+
 def _drawn(model: nn.Module, progress: bool | None) -> list[Any]:
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     length = min(_LENGTH, limit) if isinstance(limit, int) and limit > 0 else _LENGTH
@@ -166,7 +189,7 @@ def _drawn(model: nn.Module, progress: bool | None) -> list[Any]:
 def _advance(stream: Stream, module: nn.Module) -> None:
     """Replaces the inputs of a block by its outputs, one after another."""
     for index in range(len(stream)):
-        stream.values[index] = first_tensor(stream.run(module, index))
+        stream.values[index] = stream.keep(first_tensor(stream.run(module, index)))
 
 
 class _Whole(nn.Module):

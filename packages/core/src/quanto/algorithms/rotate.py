@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.base import QModule
 from .step import Step
 
 __all__ = ["Rotate", "hadamard", "rotation"]
@@ -42,7 +43,7 @@ class Rotate(Step):
         """Rotates the weights.
 
         Raises:
-            ValueError: if the architecture is another.
+            ValueError: if the architecture is another, or a layer is frozen; nothing is changed then.
         """
         inner, head = _parts(model)
         width = inner.embed_tokens.weight.shape[1]
@@ -81,7 +82,7 @@ def _parts(model: nn.Module) -> tuple[Any, Any]:
     refusal = "step 'rotate' needs a decoder built as Llama is"
     inner, head = getattr(model, "model", None), getattr(model, "lm_head", None)
     layers = getattr(inner, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not isinstance(head, nn.Linear):
+    if inner is None or not isinstance(layers, nn.ModuleList) or not isinstance(head, nn.Linear):
         raise ValueError(f"{refusal}: {type(model).__name__} has no model.layers and lm_head")
     for index, layer in enumerate(layers):
         names = {name for name, _ in layer.named_modules()}
@@ -92,6 +93,13 @@ def _parts(model: nn.Module) -> tuple[Any, Any]:
         others = [n for n, m in layer.named_modules() if m._parameters and n not in known]
         if unknown := [n for n in others if not n.startswith("self_attn.") or not n.endswith("_norm")]:
             raise ValueError(f"{refusal}: model.layers.{index} has {', '.join(unknown)} too")
+    known = {"embed_tokens", "norm"}
+    others = [n for n, m in inner.named_modules() if m._parameters and not n.startswith("layers.") and n not in known]
+    if others:
+        raise ValueError(f"{refusal}: model has {', '.join(others)} too")
+    for name, module in model.named_modules():
+        if isinstance(module, QModule) and module.frozen:
+            raise ValueError(f"step 'rotate' needs float weights: {name} is frozen")
     norms = [getattr(inner, "norm", None), *(getattr(layer, n) for layer in layers for n in _NORMS)]
     for norm in norms:
         if "RMSNorm" not in type(norm).__name__ or "Gemma" in type(norm).__name__:

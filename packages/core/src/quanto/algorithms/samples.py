@@ -45,7 +45,7 @@ def generate_samples(
         Tokens, int64 `[batch_size, length]` each, where the model is.
 
     Raises:
-        ValueError: if a number is not positive, or the model predicts nothing.
+        ValueError: if a number is not positive, or the model predicts nothing, or no numbers.
     """
     for name, value in (("count", count), ("length", length), ("batch_size", batch_size), ("parallel", parallel)):
         if value < 1:
@@ -66,6 +66,8 @@ def generate_samples(
                 seen = tokens[:, -1:] if past is not None else tokens
                 logits, past = _predict(model, seen.to(where), past, caches)
                 chances = logits.float().softmax(-1).cpu()
+                if not chances.isfinite().all():
+                    raise ValueError("the model predicts NaN or infinity")
                 tokens = torch.cat([tokens, torch.multinomial(chances, 1, generator=generator)], 1)
             if position == length - 1:
                 found.append(tokens)

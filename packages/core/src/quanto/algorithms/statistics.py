@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._hooks import first_input
 from .convolutions import rows_of
 from .step import Block, as_float, first_tensor
 from .stream import Stream
@@ -24,9 +25,9 @@ def watching(module: nn.Module, layers: Mapping[str, nn.Module], see: Callable[[
     """Within the block a module computes as its float class does, and `see(name, x)` is told what layers are given."""
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda layer, args: see(name, args[0].detach())
+        return lambda layer, args, kwargs: see(name, first_input(args, kwargs).detach())
 
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         with as_float(module):
             yield
@@ -43,12 +44,12 @@ def input_groups(block: Block, more: Mapping[str, nn.Module] = MappingProxyType(
         block: with the layers in it.
         more: layers beside the linear ones, each of which makes a group of its own.
     """
-    order: dict[tuple[int, int, str], list[str]] = {}
+    order: dict[tuple[Any, ...], list[str]] = {}
     alive: list[Tensor] = []  # addresses mean something only while the tensors live
 
     def see(name: str, x: Tensor) -> None:
         alive.append(x)
-        order.setdefault((x.data_ptr(), x.numel(), name if name in more else ""), []).append(name)
+        order.setdefault((*_identity(x), name if name in more else ""), []).append(name)
 
     layers = {**block.layers(), **more}
     with watching(block.module, layers, see):
@@ -61,6 +62,13 @@ def input_groups(block: Block, more: Mapping[str, nn.Module] = MappingProxyType(
         if fresh:
             groups.append(fresh)
     return groups + [[name] for name in layers if name not in seen]
+
+
+def _identity(x: Tensor) -> tuple[Any, ...]:
+    """What tensors that hold the same rows share: views as other batches do, transposed and changed ones don't."""
+    version = 0 if x.is_inference() else x._version
+    rows = (x.numel(), x.shape[-1:]) if x.is_contiguous() else (x.shape, x.stride())
+    return x.data_ptr(), version, *rows
 
 
 class Moments:
@@ -121,6 +129,8 @@ def moments(block: Block, name: str, crossed: bool = False, last: bool = False) 
         original = None
         if crossed:
             original = _inputs(block.original, name, block.originals, index, outputs if last else None)
+            if last and len(outputs) > index:
+                outputs[index] = block.originals.keep(outputs[index])
             if original is None or original.shape != x.shape:  # something chose other tokens
                 original = x
         layer = block.module.get_submodule(name)

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..nn.base import QModule
@@ -142,9 +141,13 @@ def adopt(layer: QModule, codes: Tensor, parameters: Parameters, name: str = "we
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The output of a block: a tensor, or the first of a tuple."""
-    value = output[0] if isinstance(output, (tuple, list)) else output
-    if not isinstance(value, torch.Tensor):
+    """The output of a block: a tensor, the first of a tuple, or the logits or first values of a model's output."""
+    value = getattr(output, "logits", None)
+    if value is None:
+        value = output[0] if isinstance(output, (tuple, list)) else output
+    if isinstance(value, Mapping):
+        value = next((v for v in value.values() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim), value)
+    if not isinstance(value, Tensor):
         raise TypeError(f"a block must return a tensor or a tuple that starts with one, got {type(output).__name__}")
     return value
 

@@ -6,13 +6,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..nn.base import QModule
+from .offload import offload
 
 __all__ = ["Stream", "call", "find_chain", "find_shared", "record"]
 
@@ -24,10 +26,14 @@ class Stream:
     Attributes:
         values: the first argument of the next block, `[batch, …]`, floating.
         others: its further arguments, positional and by name.
+        folder: where values lie in files; None keeps them in memory.
+        device: where blocks are given them.
     """
 
     values: list[Tensor]
     others: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    folder: Path | None = None
+    device: torch.device | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -35,7 +41,23 @@ class Stream:
     def run(self, module: nn.Module, index: int) -> Any:
         """Calls a block on one batch."""
         args, kwargs = self.others[index]
-        return module(self.values[index], *args, **kwargs)
+        return module(self.value(index), *args, **kwargs)
+
+    def value(self, index: int) -> Tensor:
+        """One of `values`, where blocks are given it."""
+        value = self.values[index]
+        return value if self.device is None else value.to(self.device)
+
+    def keep(self, value: Tensor) -> Tensor:
+        """What is to become one of `values`, as they are kept."""
+        if self.folder is None:
+            return value
+        self.device = value.device
+        return offload(value, self.folder)
+
+    def branch(self) -> Stream:
+        """The same values as another stream, which goes another way."""
+        return replace(self, values=list(self.values))
 
 
 def call(model: nn.Module, batch: Any) -> Any:
@@ -102,14 +124,22 @@ class _Recorder:
 
 
 @torch.no_grad()
-def record(model: nn.Module, chain: Sequence[tuple[str, nn.Module]], batches: Iterable[Any]) -> list[Stream] | None:
+def record(
+    model: nn.Module, chain: Sequence[tuple[str, nn.Module]], batches: Iterable[Any], folder: Path | None = None
+) -> list[Stream] | None:
     """Runs the model on all batches and notes the arguments of every block.
+
+    Args:
+        model: to run.
+        chain: its blocks, in order.
+        batches: what to run it on.
+        folder: of the streams.
 
     Returns:
         A stream per block; all but the first have no values, which only running the blocks will give. None where the
         blocks are not a chain: where one is not called exactly once, in order, with the output of the one before.
     """
-    streams = [Stream([], []) for _ in chain]
+    streams = [Stream([], [], folder) for _ in chain]
     for batch in batches:
         recorder = _Recorder()
         handles = []
@@ -126,7 +156,7 @@ def record(model: nn.Module, chain: Sequence[tuple[str, nn.Module]], batches: It
             return None
         for index, args, kwargs in recorder.calls:
             if not index:
-                streams[0].values.append(args[0].detach())
+                streams[0].values.append(streams[0].keep(args[0].detach()))
             streams[index].others.append((args[1:], kwargs))
     if not streams[0].values:
         raise ValueError("batches is empty: give some sample data")
@@ -164,15 +194,15 @@ def _chained(recorder: _Recorder, count: int) -> bool:
 def calm(model: nn.Module) -> Any:
     """Evaluation mode, without a cache of keys and values, which replaying a block would fill twice."""
     flags = [(module, module.training) for module in model.modules()]
-    config = getattr(model, "config", None)
-    cache = getattr(config, "use_cache", None)
+    # an encoder-decoder's parts have configurations of their own
+    configs: list[Any] = [m.config for m in model.modules() if getattr(getattr(m, "config", None), "use_cache", None)]
     model.eval()
-    if cache:
-        config.use_cache = False  # type: ignore[union-attr]
+    for config in configs:
+        config.use_cache = False
     try:
         yield
     finally:
         for module, training in flags:
             module.training = training
-        if cache:
-            config.use_cache = cache  # type: ignore[union-attr]
+        for config in configs:
+            config.use_cache = True

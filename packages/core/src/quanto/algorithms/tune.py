@@ -26,8 +26,9 @@ class Tune(Step):
 
     When every layer is frozen, the scales and floating zero points of the linear layers, and the norms' weights and
     other parameters of one dimension, are moved by gradients until the model's predictions are near to those of the
-    float model; codes stay what they are, so that the file's size does too. One part in eight of the data is held back,
-    and what the epoch with the least loss on it had is kept: nothing if none was better.
+    float model; codes stay what they are, so that the file's size does too. Of eight batches and more one in eight is
+    held back, of fewer all are for both; what the epoch with the least loss on those had is kept: nothing if none was
+    better.
 
     Takes the memory of the float model and of one training step beside the quantized model's.
 
@@ -119,7 +120,7 @@ class Tune(Step):
     @staticmethod
     def _output(model: nn.Module, batch: Any) -> Tensor:
         output = call(model, batch)
-        return first_tensor(getattr(output, "logits", output)).float()
+        return first_tensor(output).float()
 
 
 @contextmanager

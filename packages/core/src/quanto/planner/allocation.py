@@ -12,9 +12,8 @@ from torch import Tensor
 
 __all__ = ["Curve", "solve"]
 
-_UNITS = (
-    2**15
-)  # steps of the budget; a layer's cost is rounded up to the next, and what that leaves is spent afterwards
+_UNITS = 2**15  # steps of the budget; a layer's cost is rounded up to the next, what that leaves is spent afterwards
+_CHOICES = torch.iinfo(torch.int8).max
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def solve(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]) -
         losses: alike.
 
     Raises:
-        ValueError: if the shapes differ, or a number is not finite.
+        ValueError: if the shapes differ, there are more choices, or a number is not finite.
     """
     if (
         len(costs) != len(losses)
@@ -112,6 +111,8 @@ def solve(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]]) -
         raise ValueError("costs and losses must have one number for each choice of each layer")
     if not all(math.isfinite(n) for row in (*costs, *losses) for n in row) or any(n < 0 for row in costs for n in row):
         raise ValueError("costs and losses must be finite, and costs not negative")
+    if max(map(len, costs)) > _CHOICES:
+        raise ValueError(f"at most {_CHOICES} choices for a layer, got {max(map(len, costs))}")
     unit = sum(map(max, costs)) / _UNITS or 1.0
     size = _UNITS + len(costs) + 1
     least = torch.zeros(size, dtype=torch.float64)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._hooks import first_input
 from .._progress import track
 from ..algorithms.convolutions import Convolution, rows_of
 from ..algorithms.gptq import GPTQ
@@ -76,14 +77,16 @@ def _moments(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Any]) 
     found = {layer.name: Moments() for layer in layers if isinstance(layer.module, _RUNS)}
 
     def hook(moments: Moments) -> Any:
-        def see(module: nn.Module, inputs: Any) -> None:
-            for rows in rows_of(module, inputs[0].detach()):
+        def see(module: nn.Module, args: Any, kwargs: Any) -> None:
+            for rows in rows_of(module, first_input(args, kwargs).detach()):
                 moments.add(rows)
 
         return see
 
     handles = [
-        layer.module.register_forward_pre_hook(hook(found[layer.name])) for layer in layers if layer.name in found
+        layer.module.register_forward_pre_hook(hook(found[layer.name]), with_kwargs=True)
+        for layer in layers
+        if layer.name in found
     ]
     try:
         with evaluating(model):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._hooks import first_input
 from .._progress import track
 from ..eval.running import call, device_of, evaluating, move
 from ..tensor import QTensor
@@ -62,11 +63,12 @@ def second_order(
         ValueError: if there is no batch.
     """
     totals = [_Total(torch.zeros(len(codes), dtype=torch.float64)) for _, codes in candidates]
-    handles, grads = [], {p: p.requires_grad for p in model.parameters()}
+    handles, before = [], {p: (p.requires_grad, p.grad) for p in model.parameters()}
     count, device = 0, device_of(model)
     try:
-        for parameter in grads:
+        for parameter in before:
             parameter.requires_grad_(False)
+            parameter.grad = None
         for (layer, codes), total in zip(candidates, totals, strict=True):
             layer.weight.requires_grad_(True)
             handles += _watch(layer, codes, total)
@@ -78,8 +80,9 @@ def second_order(
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, flag in grads.items():
+        for parameter, (flag, grad) in before.items():
             parameter.requires_grad_(flag)
+            parameter.grad = grad
     if not count:
         raise ValueError("data must hold at least one batch")
     return [(total.sums / 2 / count).tolist() if total.reached else [] for total in totals]
@@ -107,8 +110,8 @@ def _watch(layer: Layer, codes: list[QTensor], total: _Total) -> list[Any]:
 
         return [layer.weight.register_post_accumulate_grad_hook(weight_gradient)]
 
-    def forward(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x = inputs[0].detach()
+    def forward(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        x = first_input(args, kwargs).detach()
         if output.requires_grad:
             output.register_hook(lambda gradient: backward(x, gradient))
 
@@ -122,7 +125,8 @@ def _watch(layer: Layer, codes: list[QTensor], total: _Total) -> list[Any]:
     def drop(weight: Tensor) -> None:
         weight.grad = None
 
-    return [layer.module.register_forward_hook(forward), layer.weight.register_post_accumulate_grad_hook(drop)]
+    watched = layer.module.register_forward_hook(forward, with_kwargs=True)
+    return [watched, layer.weight.register_post_accumulate_grad_hook(drop)]
 
 
 def _error(coded: QTensor, layer: Layer, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ from ..scheme import Scheme
 from ..serialization.folder import replace_text
 from ..tensor import QTensor
 from .fisher import Objective, drawn_targets, second_order
-from .layers import Layer, encode, find_layers, stored_bits
+from .layers import Layer, check_finite, encode, find_layers, stored_bits
 
 __all__ = ["Sensitivity", "sensitivity"]
 
@@ -86,12 +86,15 @@ def sensitivity(
         progress: whether to show a progress bar; None shows it on a terminal.
 
     Raises:
-        ValueError: if there are no layers, candidates or data, or the cache is no file of this function.
+        ValueError: if there are no layers, candidates or data, a weight holds NaN or infinity, or the cache is no file
+            of this function.
     """
     schemes = tuple(dict.fromkeys(Scheme.of(candidate) for candidate in candidates))
     if not schemes:
         raise ValueError("candidates must name at least one scheme")
     layers = find_layers(model, [exclude] if isinstance(exclude, str) else exclude)
+    for layer in layers:
+        check_finite(layer.name, layer.weight)
     batches = None if data is None else list(data)
     if calibrated and batches is None:
         raise ValueError("calibrated=True needs data")

@@ -137,13 +137,21 @@ def _start(x: Tensor, target: Target, part: float) -> tuple[Tensor, Tensor | Non
     """Scale and zero point that cover a part of each block's range."""
     q = target.qtype
     if target.symmetric:
-        return _positive(x.abs().amax(-1, keepdim=True) * (part / q.amax)), None
+        size = x.abs()
+        peak = size.amax(-1, keepdim=True)
+        return _positive(peak * _part(part, peak == size.amin(-1, keepdim=True)) / q.amax), None
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
-    held = (low == high) | (target.zero_dtype == torch.int8)  # ranges that hold zero
+    alike = low == high
+    held = alike | (target.zero_dtype == torch.int8)  # ranges that hold zero
     low, high = torch.where(held, low.clamp(max=0), low), torch.where(held, high.clamp(min=0), high)
-    scale = _positive((high / 2 - low / 2) * (part / ((q.qmax - q.qmin) / 2)))  # high - low may overflow
+    scale = _positive((high / 2 - low / 2) * _part(part, alike) / ((q.qmax - q.qmin) / 2))  # high - low may overflow
     zero = (q.qmin + q.qmax) / 2 - (high / 2 + low / 2) / scale
     return scale, torch.where(held, zero.round(), zero)
+
+
+def _part(part: float, alike: Tensor) -> Tensor | float:
+    """Of blocks whose values are all as large nothing is cut off: they have no outliers, and no line through codes."""
+    return part if part == 1 else torch.where(alike, 1.0, part)
 
 
 def _positive(scale: Tensor) -> Tensor:
