@@ -16,11 +16,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quanto.kernels import KernelSpec, kernels
+import quanto
+from quanto.kernels import KernelSpec, Request, kernels
 from quanto.plugins import plugins
 from quanto.testing.cases import Case
 from quanto.testing.checks import Check
 from quanto.testing.run import plan
+from quanto_backend_cuda.ops import linear
 from quanto_backend_cuda.specs import specs
 
 GPU = torch.cuda.is_available()
@@ -67,3 +69,25 @@ def test_the_plugin_registers_every_kernel() -> None:
 def test_kernels_without_their_instructions_refuse() -> None:
     found = {spec.name: spec.min_capability for spec in specs() if spec.min_capability is not None}
     assert found == {"cuda.scaled_linear_float8": (8, 9)}
+
+
+@pytest.mark.parametrize(
+    ("qtype", "dtype", "alone"),
+    [("int4", torch.bfloat16, True), ("nf4", torch.float16, True), ("mxfp4", torch.bfloat16, False),
+     ("int4", torch.float32, False), ("int3", torch.bfloat16, False)],
+)  # fmt: skip
+def test_on_hopper_first_results_are_compared_without_a_self_check(
+    qtype: str, dtype: torch.dtype, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernels in Gluon take any number of tokens: int3 has none for many."""
+    w = quanto.quantize_tensor(torch.randn(32, 256, dtype=torch.float32), qtype)
+    request = Request("linear", "cuda", dtype, qtype, tuple(w.block_size), (32, 256), dtype)
+    if not torch.cuda.is_available():
+        assert not linear.checks_itself(request)
+    for name, value in (("interpreted", False), ("gluon", True), ("warpgroups", True)):
+        monkeypatch.setattr(linear, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert linear.checks_itself(request) is alone
+    monkeypatch.setattr(linear, "warpgroups", lambda device: False)
+    assert not linear.checks_itself(request)

@@ -70,3 +70,26 @@ def test_models_use_it_within_the_block_alone() -> None:
     model.set_attn_implementation("eager")
     with grouped.grouped(model):
         assert model.config._attn_implementation == "eager"
+
+
+def test_a_backend_does_it_in_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "quanto_tests::attend"
+
+    def attend(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        found = sdpa_attention_forward(LAYER, query, key, value, mask, scaling=scale)[0]
+        return found.contiguous() + 1
+
+    schema = "(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor"
+    operator = torch.library.custom_op(name, attend, mutates_args=(), schema=schema)
+    operator.register_fake(lambda query, *_: query.new_empty(query.shape[0], 1, query.shape[1], query.shape[3]))
+    monkeypatch.setattr(grouped.kernels, "function", lambda *_: torch.ops.quanto_tests.attend.default)
+    q, k, _ = problem(1, torch.bfloat16)
+    seen = torch.rand(2, 1, 1, 37) > 0.4
+    want = sdpa_attention_forward(LAYER, q, k, k, seen, scaling=0.3)[0] + 1
+    assert torch.equal(compiled(q, k, k, seen, scaling=0.3), want)
+    q, k, v = problem(1, torch.bfloat16)  # values of another width are not for it
+    assert (compiled(q, k, v, seen, scaling=0.3) < want.amax()).any()
+    q, k, _ = problem(1, torch.float32)
+    assert torch.isclose(compiled(q, k, k, None), sdpa_attention_forward(LAYER, q, k, k, None)[0], atol=1e-4).all()

@@ -78,6 +78,11 @@ class Tile:
         """This tile, or one so tall that a grid has room for `n` rows of a weight."""
         return self if -(-n // self.bn) <= _GRID else replace(self, bn=128, kw=1, bm=max(self.bm, 16), ahead=0)
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether another kernel, or cuBLAS, is faster there."""
+        return self.kw == 0
+
     def splits(self, m: int, n: int, chunks: int) -> int:
         """Pieces of the input dimension: enough for `blocks` blocks of threads, none of them empty."""
         tiles = -(-n // self.bn) * -(-m // self.bm)

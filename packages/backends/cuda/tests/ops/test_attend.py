@@ -44,20 +44,12 @@ def made(texts: int, length: int, heads: int, kind: str | None, dtype: torch.dty
     return seen if kind == "heads" else None
 
 
+LONG = pytest.param(2, 32, 8, 9000, 128, "half", marks=pytest.mark.gpu)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("texts", "heads", "keys", "length", "size", "kind"), CASES)
-def test_attend(texts: int, heads: int, keys: int, length: int, size: int, kind: str | None, dtype: Any) -> None:
-    check(texts, heads, keys, length, size, kind, dtype, "cpu")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("texts", "heads", "keys", "length", "size", "kind"), [*CASES, (2, 32, 8, 9000, 128, "half")])
-def test_attend_on_a_gpu(texts: int, heads: int, keys: int, length: int, size: int, kind: Any, dtype: Any) -> None:
-    check(texts, heads, keys, length, size, kind, dtype, "cuda")
-
-
-def check(
+@pytest.mark.parametrize(("texts", "heads", "keys", "length", "size", "kind"), [*CASES, LONG])
+def test_attend(
     texts: int, heads: int, keys: int, length: int, size: int, kind: str | None, dtype: torch.dtype, device: str
 ) -> None:
     torch.manual_seed(0)
@@ -74,9 +66,9 @@ def check(
         assert torch.isclose(got.double(), want, rtol=2e-2, atol=1e-2).all()  # shares are rounded to halves
 
 
-def test_a_query_that_sees_nothing_is_nan() -> None:
-    query, key = torch.randn(1, 2, 1, 16).half(), torch.randn(1, 2, 5, 16).half()
-    mask = torch.tensor([[True] * 5, [False] * 5]).view(1, 2, 1, 5)
+def test_a_query_that_sees_nothing_is_nan(device: str) -> None:
+    query, key = (torch.randn(1, 2, n, 16, dtype=torch.float16, device=device) for n in (1, 5))
+    mask = torch.tensor([[True] * 5, [False] * 5], device=device).view(1, 2, 1, 5)
     got = attend(query, key, key, mask, 1.0)
     assert got[0, 0, 0].isfinite().all()
     assert got[0, 0, 1].isnan().all()
@@ -101,9 +93,9 @@ def test_what_does_not_fit_is_named(name: str, change: dict[str, torch.Tensor]) 
         attend(**given, scale=1.0)
 
 
-def test_is_found_and_traces() -> None:
+def test_is_found_and_traces(device: str) -> None:
     specs()
     found = kernels.function("attend", "cuda")
     assert found is torch.ops.quanto_cuda.attend.default
-    query, key = torch.randn(2, 4, 1, 16).half(), torch.randn(2, 2, 5, 16).half()
+    query, key = (torch.randn(2, *shape, 16, dtype=torch.float16, device=device) for shape in ((4, 1), (2, 5)))
     torch.library.opcheck(found, (query, key, key, None, 0.5))

@@ -2,7 +2,8 @@
 """Attention of one new token to a static cache, without the copies of keys and values that grouped queries cost.
 
 Where a mask is given, as a static cache needs, transformers repeats keys and values for each query of a group before
-compiled attention. Here they are broadcast in two sums, in float32, which Inductor fuses: nothing is copied.
+compiled attention. Here they are broadcast in two sums, in float32, which Inductor fuses: nothing is copied. A backend
+that registers `attend` (see `quanto_backend_cuda.ops.attend`) does it in one kernel.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from quanto.kernels import kernels
 
 __all__ = ["NAME", "attention", "grouped"]
 
@@ -54,6 +57,10 @@ def attention(
         return found
     texts, size = query.shape[0], query.shape[-1]
     scale = size**-0.5 if scaling is None else scaling
+    device = query.device.type
+    halves = query.dtype in _HALVES and key.dtype == value.dtype == query.dtype
+    if halves and value.shape[-1] == size and _has_attend(device):
+        return _attend[device](query, key, value, attention_mask, scale), None
     q = query.reshape(texts, kept, heads // kept, 1, size).float() * scale
     scores = (q * key.unsqueeze(2)).sum(-1)
     if attention_mask is not None:
@@ -66,6 +73,18 @@ def attention(
     return out.reshape(texts, 1, heads, value.shape[-1]).to(query.dtype), None
 
 
+def _has_attend(device: str) -> bool:
+    """Whether a backend does it in one kernel, which is then in `_attend`."""
+    found = kernels.function("attend", device)
+    if found is not None:
+        _attend[device] = found
+    return found is not None
+
+
+# Asked while a graph is traced: the answer is a constant of it. Torch 2.11 takes no operator for one.
+_has_attend._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_attend: dict[str, Any] = {}
+_HALVES = (torch.float16, torch.bfloat16)
 # Of what transformers gives beside, what its own function knows and this one does not.
 _REFUSED = ("position_bias", "cache", "softcap")
 
@@ -78,6 +97,7 @@ def grouped(model: Any) -> Iterator[None]:
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+    _has_attend(model.device.type)
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
     changed = [c for c in configs.values() if c._attn_implementation_internal == "sdpa"]
     for config in changed:

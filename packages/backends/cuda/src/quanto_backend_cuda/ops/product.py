@@ -57,7 +57,7 @@ def product(
     settle(out, codes, scale)
     given = (typed(x, qtype), xs, typed(codes, qtype), scale, bias, out)
     ragged = (m % tile.bm > 0, n % tile.bn > 0, size % 128 > 0)
-    if tile.kw == 0 and cublas.takes(qtype, scale, bias, out, then) and cublas.TRIAL.serves(x.device):
+    if tile.elsewhere and cublas.takes(qtype, scale, bias, out, then) and cublas.TRIAL.serves(x.device):
         four = (*given[:4], out)
         if cublas.TRIAL.run(
             (scale.dtype, x.device.index), lambda: cublas.start(*four), x, (codes,), None, out, qtype, (),

@@ -97,10 +97,10 @@ def start(
 ) -> None:  # fmt: skip
     """Starts the kernel that the tile is for, on contiguous tensors."""
     codes, scale, zero = weight
-    if tile.kw > 0:
-        _few(x, xs, codes, scale, zero, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced, then)
-    else:
+    if tile.elsewhere:  # than in the kernel for few tokens
         _many(x, xs, codes, scale, bias, out, out_scale, x_qtype, token, tile, traced, then)
+    else:
+        _few(x, xs, codes, scale, zero, bias, out, out_scale, x_qtype, qtype, block, token, tile, traced, then)
 
 
 def dissolves(x_codes: Tensor, *rest: Any) -> bool:

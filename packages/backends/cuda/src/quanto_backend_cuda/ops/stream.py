@@ -44,7 +44,7 @@ def stream(
 ) -> bool:
     """Runs the kernel on contiguous tensors, weights tiled; False if it can't be used, or another was faster there."""
     tile = nearest(KERNEL, qtype, x.shape[0], out.shape[1], x.shape[1], x.device)
-    if tile.kw == 0:
+    if tile.elsewhere:
         return False
     codes, scale, zero, shared = weight
     settle(out, codes, scale, zero)

@@ -44,14 +44,14 @@ class Trial:
     """What is known of a kernel.
 
     Attributes:
-        what: the kernel, in words.
+        subject: what the kernel is for, in words.
         postpones: whether it takes seconds to compile, so that the first call does not wait for it.
         refused: whether it is not to be used again.
         checked: kinds of problems whose first call was right.
     """
 
-    def __init__(self, what: str, postpones: bool = False) -> None:
-        self.what = what
+    def __init__(self, subject: str, postpones: bool = False) -> None:
+        self.subject = subject
         self.postpones = postpones
         self.refused = False
         self.checked: set[Any] = set()
@@ -129,12 +129,12 @@ class Trial:
             return
         self._late = True
         again = "twice" if self.postpones else "once"
-        said = f"a CUDA graph is recorded with a slower kernel than that for {self.what}, which was not tried before"
+        said = f"a CUDA graph is recorded with a slower kernel than that for {self.subject}, which was not tried before"
         warnings.warn(f"{said}; call the model {again} with as many tokens before it is recorded", stacklevel=5)
 
     def _refuse(self, why: str) -> None:
         self.refused = True
-        said = f"quanto-backend-cuda leaves its kernel for {self.what} alone: {why}; slower ones run"
+        said = f"quanto-backend-cuda leaves its kernel for {self.subject} alone: {why}; slower ones run"
         warnings.warn(said, stacklevel=5)
 
 
