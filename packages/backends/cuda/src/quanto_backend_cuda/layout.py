@@ -164,4 +164,4 @@ def refuse(request: Request) -> str | None:
 
 
 #: see the module.
-TILED = Layout("quanto-backend-cuda.tiled", _pack, _unpack, stacks=_ROWS)
+TILED = Layout("quanto-backend-cuda.tiled", _pack, _unpack, stacks=_ROWS, stacked=prepare)
