@@ -310,3 +310,8 @@ def test_zero_points() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Scheme(**fields)  # type: ignore[arg-type]
+
+
+def test_a_block_of_one_number_is_named() -> None:
+    with pytest.raises(ValueError, match="block must be two positive integers, got 5"):
+        quanto.Scheme("int8", block=5)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +78,9 @@ class Scheme:
             if value is not None:
                 object.__setattr__(self, field, get_qtype(value).name)
         if self.block is not None:
+            given_block: object = self.block
+            if isinstance(given_block, str) or not isinstance(given_block, Iterable):
+                raise ValueError(f"block must be two positive integers, got {given_block!r}")
             object.__setattr__(self, "block", tuple(self.block))
         given: object = self.scale_dtype
         if isinstance(given, torch.dtype):

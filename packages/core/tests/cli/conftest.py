@@ -45,6 +45,7 @@ class Bytes(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.config = SimpleNamespace(max_position_embeddings=100_000)
         self.embed = nn.Embedding(256, 32)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)) for _ in range(2))
         self.lm_head = nn.Linear(32, 256, bias=False)

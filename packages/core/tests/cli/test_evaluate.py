@@ -71,3 +71,13 @@ def test_other_kinds_of_models(tmp_path: Path, monkeypatch, capsys) -> None:
     data.write_text("{")
     assert main(words) == 2
     assert "line 1" in capsys.readouterr().err
+
+
+def test_what_a_model_cannot_run_is_said(language_model: Path, text: Path, tmp_path: Path, capsys) -> None:
+    assert main(["eval", str(language_model), "--data", str(text), "--block", "200000"]) == 2
+    assert "--block 200000 is too long: the model takes 100000 tokens" in capsys.readouterr().err
+    model, _ = open_model(language_model)
+    quanto.save(quanto.freeze(quanto.quantize(model, scheme=quanto.Scheme.of("w8a8-static"))), tmp_path / "static")
+    (tmp_path / "static" / "bytes.json").write_text("{}")
+    assert main(["eval", str(tmp_path / "static"), "--data", str(text)]) == 2
+    assert "blocks.0.0 has static activations and no scale for them" in capsys.readouterr().err

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import quanto
+from quanto.algorithms import GPTQ, Pipeline
 from quanto.cli import main
 from quanto.serialization.foreign import open_model
 
@@ -63,11 +66,21 @@ def test_data_calibrates(language_model: Path, text: Path, tmp_path: Path, capsy
         (["--weights", "int8", "--algorithm", "magic"], "unknown algorithm 'magic'"),
         (["--weights", "int8", "--samples", "0"], "'--samples'"),
         (["--weights", "w8a8-static"], "static activations need sample data"),
+        (["--weights", "int8", "--length", "64"], "--length is for steps that run the model"),
+        (["--weights", "int8", "--algorithm", "gptq", "--length", "200000"], "the model takes 100000 tokens"),
+        (["--weights", "int8", "--data", "latin.txt"], "latin.txt, line 1: not UTF-8"),
     ],
 )
 def test_errors_are_one_line_and_status_2(
-    language_model: Path, tmp_path: Path, capsys, words: list[str], message: str
+    language_model: Path,
+    tmp_path: Path,
+    capsys,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
 ) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"gr\xf6\xdfe")
+    monkeypatch.chdir(tmp_path)
     assert main(["quantize", str(language_model), "-o", str(tmp_path / "out"), *words]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -120,13 +133,64 @@ def test_a_calibration_goes_on_after_a_kill(
     words = ["quantize", str(language_model), "-o", str(out), "--weights", "int4", "--data", str(text)]
     words += ["--length", "64", "--samples", "4"]
 
+    seen: list[str] = []
+    run = Pipeline.run
+
+    def watched(self: Pipeline, model: torch.nn.Module, *args: object, **options: object) -> object:
+        apply = GPTQ.apply
+        with monkeypatch.context() as patched:
+            patched.setattr(GPTQ, "apply", lambda step, block: (seen.append(block.name), apply(step, block)))
+            return run(self, model, *args, **options)
+
     def killed(*args: object, **options: object) -> None:
-        (out / "quanto-00001-of-00002.safetensors").write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(import_module("quanto.serialization.save"), "save", killed)
-        assert main(words) == 130
+    monkeypatch.setattr(Pipeline, "run", watched)
+    for module, name in (("serialization.save", "save"), ("serialization.foreign", "complete")):
+        with monkeypatch.context() as patched:
+            patched.setattr(import_module(f"quanto.{module}"), name, killed)
+            assert main(words) == 130
+        assert main(["quantize", str(language_model), "-o", str(out), "--weights", "int8", "--data", str(text)]) == 2
     assert main(words) == 0
-    assert not (out / "quanto.unfinished").exists()
-    assert main(["quantize", str(language_model), "-o", str(out), "--weights", "int8"]) == 2
+    assert sorted(seen) == sorted(set(seen)), "no block is done twice"
+    assert not [p.name for p in out.iterdir() if p.name in ("quanto.unfinished", "quanto.calibration")]
+    assert (out / "completed").read_text() == "4"
+    assert main(words) == 2
+
+
+def test_a_weight_that_cannot_be_quantized_leaves_nothing(language_model: Path, tmp_path: Path, capsys) -> None:
+    file, out = language_model / "model.safetensors", tmp_path / "out"
+    tensors = load_file(file)
+    broken = next(name for name in tensors if name.startswith("blocks.1") and name.endswith(".weight"))
+    tensors[broken][0] = torch.nan
+    save_file(tensors, file)
+    words = ["quantize", str(language_model), "-o", str(out), "--weights", "int8"]
+    assert main(words) == 2
+    assert f"{broken} holds NaN" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*words, "--exclude", broken.removesuffix(".weight")]) == 0
+
+
+def test_one_process_at_a_time(language_model: Path, text: Path, tmp_path: Path, capsys) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    out = tmp_path / "out"
+    out.mkdir()
+    words = ["quantize", str(language_model), "-o", str(out), "--weights", "int8"]
+    handle = os.open(out, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    for more in ([], ["--data", str(text)]):
+        assert main([*words, *more]) == 2
+        assert "is being written by another process" in capsys.readouterr().err
+    os.close(handle)
+    assert main(words) == 0
+
+
+def test_sub_folders_without_weights_are_copied(language_model: Path, tmp_path: Path) -> None:
+    for name in ("1_Pooling/config.json", "onnx/model.onnx", ".cache/x", "out/old"):
+        (language_model / name).parent.mkdir()
+        (language_model / name).write_text("{}")
+    out = language_model / "out"
+    (out / "old").unlink()
+    assert main(["quantize", str(language_model), "-o", str(out), "--weights", "int8"]) == 0
+    assert (out / "1_Pooling" / "config.json").is_file()
+    assert not [name for name in ("onnx", ".cache", "out") if (out / name).exists()]

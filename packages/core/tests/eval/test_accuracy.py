@@ -66,3 +66,10 @@ def test_agreement_needs_one_shape() -> None:
 def test_top_must_be_positive() -> None:
     with pytest.raises(ValueError, match="top"):
         accuracy(same, [(LOGITS, LABELS)], top=0)
+
+
+def test_empty_batches_count_nothing() -> None:
+    model = torch.nn.Linear(4, 3)
+    batch = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    empty = torch.randn(0, 4), torch.zeros(0, dtype=torch.int64)
+    assert accuracy(model, [empty, batch, empty]) == accuracy(model, [batch])

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 import quanto
+from quanto.cli.options import read_rules
 from quanto.eval import accuracy
 
 CANDIDATES = [quanto.Scheme(q, group_size=32) for q in ("int2", "int3", "int4", "int8")]
@@ -112,3 +115,21 @@ def test_picture(task, batches, tmp_path: Path) -> None:
         return
     planned.draw(tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_of_any_characters(tmp_path: Path) -> None:
+    model = nn.Sequential()
+    for name in ("a[0]", 'b"c', "d\\e", "f*"):
+        model.add_module(name, nn.Linear(32, 32))
+    planned = quanto.plan(model, bits=5.0)
+    for text, suffix in ((planned.to_json(), ".json"), (planned.to_toml(), ".toml")):
+        if suffix == ".toml" and sys.version_info < (3, 11):
+            continue
+        path = tmp_path / f"rules{suffix}"
+        path.write_text(text)
+        rules = read_rules(path)
+        assert rules == planned.rules
+        quanto.quantize(copy.deepcopy(model), rules=rules)
+        assert [next(r.scheme for r in rules if r.matches(n, m)) for n, m in model.named_children()] == [
+            planned.sensitivity.candidates[c] for c in planned.choices
+        ]

@@ -106,3 +106,24 @@ def test_a_folder_without_a_language_model_is_named(saved: Callable[..., Path], 
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
     with pytest.raises(ValueError, match="can't be opened"):
         Checkpoint().open(tmp_path)
+
+
+def test_static_scales_of_the_command_line_arrive(
+    saved: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved("llama")
+    monkeypatch.setattr(Checkpoint, "open", lambda self, path: (AutoModelForCausalLM.from_pretrained(path), _bytes))
+    (tmp_path / "text.txt").write_text("It was the best of times, it was the worst of times. " * 20)
+    words = ["--weights", "w8a8-static", "--data", str(tmp_path / "text.txt"), "--samples", "4", "--length", "16"]
+    assert main(["quantize", str(folder), "-o", str(tmp_path / "out"), *words]) == 0
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    layers = [m for m in found.modules() if isinstance(m, quanto.nn.QModule) and m.quantizes_input]
+    assert layers
+    assert all(layer.input_scale is not None and layer.input_scale > 0 for layer in layers)
+    again = quanto.load(tmp_path / "out", AutoModelForCausalLM.from_pretrained(folder))
+    assert torch.equal(logits(found), logits(again))
+    assert main(["eval", str(tmp_path / "out"), "--data", str(tmp_path / "text.txt"), "--block", "16"]) == 0
+
+
+def _bytes(text: str) -> torch.Tensor:
+    return torch.tensor(list(text.encode())) % 32

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import torch
@@ -12,6 +11,7 @@ import typer
 from ..kernels import kernels
 from ..scheme import Scheme
 from .options import split_words
+from .output import print_json
 from .table import Table, show
 
 __all__ = ["bench"]
@@ -46,7 +46,7 @@ def bench(
             raise
         raise ValueError(f"{shape}: {error}") from None
     if as_json:
-        typer.echo(json.dumps({"shape": list(size), "dtype": dtype, "device": device, "rows": rows}, indent=2))
+        print_json({"shape": list(size), "dtype": dtype, "device": device, "rows": rows})
         return
     heads = ("weights", "kernel", *(f"{n} rows µs" for n in counts), "GB/s of weights")
     cells = [

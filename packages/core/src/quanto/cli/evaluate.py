@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .options import read_tokens
+from .options import check_length, context_limit, read_tokens
+from .output import print_json
 
 __all__ = ["evaluate"]
 
@@ -21,7 +21,9 @@ def evaluate(
         typer.Option(exists=True, dir_okay=False, help="A text; for other than language models, JSON lines."),
     ],
     against: Annotated[Path | None, typer.Option(help="The float model, to compare with.")] = None,
-    block: Annotated[int, typer.Option(min=2, help="Tokens per block; papers use 2048.")] = 2048,
+    block: Annotated[
+        int | None, typer.Option(min=2, help="Tokens per block; default: 2048 as in papers, or what the model takes.")
+    ] = None,
     blocks: Annotated[int, typer.Option(min=0, help="Blocks to measure; 0: the whole text.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
@@ -35,16 +37,21 @@ def evaluate(
     else:
         found = _language(folder, data, against, block, blocks)
     if as_json:
-        typer.echo(json.dumps({name: value.to_dict() for name, value in found.items()}, indent=2))
+        print_json({name: value.to_dict() for name, value in found.items()})
     else:
         typer.echo("\n".join(f"{name}: {value}" for name, value in found.items()))
 
 
-def _language(folder: Path, data: Path, against: Path | None, block: int, blocks: int) -> dict[str, Any]:
+def _language(folder: Path, data: Path, against: Path | None, block: int | None, blocks: int) -> dict[str, Any]:
     from ..eval import divergence, perplexity
+    from ..nn.base import QModule
     from ..serialization.foreign import open_model
 
     model, encode = open_model(folder)
+    for name, module in model.named_modules():
+        if isinstance(module, QModule) and module.scheme.dynamic is False and module.input_scale is None:
+            raise ValueError(f"{folder}: {name} has static activations and no scale for them: it was never calibrated")
+    block = min(2048, context_limit(model)) if block is None else check_length(model, block, "--block")
     tokens = read_tokens(data, encode, block, blocks * block)
     found: dict[str, Any] = {"perplexity": perplexity(model, tokens, block=block)}
     if against is not None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 
 from . import kernel_table
 from .kernel_report import KernelReport
+from .output import print_json
 from .report import Device, Report, Selection, collect
 from .table import Table, show
 
@@ -29,7 +29,7 @@ def info(
     report = collect()
     kernels = kept(report.kernels, kernel, device, op)
     if as_json:
-        typer.echo(json.dumps(replace(report, kernels=kernels).to_dict(), indent=2))
+        print_json(replace(report, kernels=kernels).to_dict())
     elif kernel or device or op:
         show(lambda width: kernel_table.tables(kernels, width, every=True))
     else:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from .output import print_json
 from .table import Table, show
 
 __all__ = ["inspect"]
@@ -31,7 +31,7 @@ def inspect(
             raise ValueError("--chart shows SQNR: it needs --against")
         report.draw(chart)
     if as_json:
-        typer.echo(json.dumps(report.to_dict(), indent=2))
+        print_json(report.to_dict())
     else:
         show(lambda width: [_layers(report), _whole(report)])
 

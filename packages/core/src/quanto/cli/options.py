@@ -4,17 +4,26 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._text import read_text
 from ..scheme import Rule, Scheme
 
-__all__ = ["are_steps", "read_rules", "read_scheme", "read_tokens", "split_words"]
+__all__ = [
+    "are_steps",
+    "check_length",
+    "context_limit",
+    "read_rules",
+    "read_scheme",
+    "read_tokens",
+    "split_words",
+]
 
 
 def read_scheme(weights: str, algorithm: str, group_size: int, activations: str = "") -> Scheme | None:
@@ -84,15 +93,33 @@ def read_tokens(path: Path, encode: Any, least: int, most: int = 0) -> Tensor:
     """The tokens of a text, int64 `[n]`; at most so many, 0 for all.
 
     Raises:
-        ValueError: if there are fewer than `least`.
+        ValueError: if it is not UTF-8, or there are fewer than `least`.
     """
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = read_text(path)
     if most:  # no token is longer than this on average, and tokenizers are slow on megabytes
         text = text[: 16 * most]
     tokens: Tensor = encode(text)
     if len(tokens) < least:
         raise ValueError(f"{path} has {len(tokens)} tokens, at least {least} are needed")
     return tokens[:most] if most else tokens
+
+
+def context_limit(model: nn.Module) -> int:
+    """How many tokens a language model takes, by what its configuration calls it; very many if it doesn't say."""
+    config = getattr(model, "config", None)
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx"))
+    return next((limit for limit in found if isinstance(limit, int) and limit > 0), sys.maxsize)
+
+
+def check_length(model: nn.Module, length: int, option: str) -> int:
+    """The length itself.
+
+    Raises:
+        ValueError: if the model takes fewer tokens.
+    """
+    if length > context_limit(model):
+        raise ValueError(f"{option} {length} is too long: the model takes {context_limit(model)} tokens")
+    return length
 
 
 def split_words(values: Iterable[str]) -> list[str]:

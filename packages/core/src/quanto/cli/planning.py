@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..scheme import Scheme
-from .options import read_tokens, split_words
+from .options import check_length, context_limit, read_tokens, split_words
+from .output import print_json
 
 __all__ = ["plan"]
 
@@ -25,13 +25,17 @@ def plan(
         Path | None, typer.Option(exists=True, dir_okay=False, help="A text to measure sensitivities on.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Sequences of --data to use.")] = 8,
-    length: Annotated[int, typer.Option(min=2, help="Tokens in each.")] = 512,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens in each; default: 512, or what the model takes.")
+    ] = None,
     candidates: Annotated[str, typer.Option(help="Schemes to choose from, such as int3,int4,int8.")] = "",
     calibrated: Annotated[
         bool, typer.Option("--calibrated", help="Measure GPTQ's rounding on --data, for quantize with --data.")
     ] = False,
     exclude: Annotated[list[str], typer.Option(help="Modules to leave floating: a glob; may be repeated.")] = [],  # noqa: B006
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the rules to this TOML file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the rules to this file, TOML or .json.")
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="Keep the sensitivities in this JSON file.")] = None,
     chart: Annotated[Path | None, typer.Option(help="Write the trade-off to this picture.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object.")] = False,
@@ -53,6 +57,7 @@ def plan(
     model, encode = open_model(folder)
     batches = None
     if data is not None:
+        length = min(512, context_limit(model)) if length is None else check_length(model, length, "--length")
         tokens = read_tokens(data, encode, length, samples * length)
         batches = [block.unsqueeze(0) for block in tokens[: len(tokens) // length * length].view(-1, length)]
     layers = known_layers(folder)
@@ -67,7 +72,10 @@ def plan(
         **budget,
     )
     if output is not None:
-        replace_text(output, found.to_toml())
+        replace_text(output, found.to_json() if output.suffix == ".json" else found.to_toml())
     if chart is not None:
         found.draw(chart)
-    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else str(found))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        typer.echo(str(found))

@@ -64,6 +64,8 @@ def accuracy(
             logits = _logits(model, inputs, device)
             if labels.shape != logits.shape[:1]:
                 raise ValueError(f"labels must have shape [{len(logits)}], got {list(labels.shape)}")
+            if not len(labels):
+                continue
             if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
                 raise ValueError(f"labels must be from 0 to {logits.shape[-1] - 1}")
             best = logits.topk(min(top, logits.shape[-1]), -1).indices

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import glob
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +55,9 @@ class Plan:
     def rules(self) -> list[Rule]:
         """For `quanto.quantize(model, rules=plan.rules)`, one for each layer."""
         s = self.sensitivity
-        return [Rule(name, s.candidates[choice]) for name, choice in zip(s.layers, self.choices, strict=True)]
+        return [
+            Rule(glob.escape(name), s.candidates[choice]) for name, choice in zip(s.layers, self.choices, strict=True)
+        ]
 
     @property
     def bits(self) -> float:
@@ -103,15 +107,19 @@ class Plan:
     def to_toml(self) -> str:
         """The rules as a file for `quanto quantize --rules`."""
         lines = [f"# {self.budget}: {self.bits:.3f} bits per weight, expected loss {self.loss:.4g}"]
-        for rule in self.rules:
-            assert rule.scheme is not None
-            lines += ["", "[[rules]]", f'pattern = "{rule.pattern}"']
-            fields = rule.scheme.to_dict().items()
-            lines += [
-                f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v).replace(chr(39), chr(34))}"
-                for k, v in fields
-            ]
+        for table in self._tables():
+            # numbers, texts, lists and truth are written in TOML as in JSON
+            lines += ["", "[[rules]]", *(f"{name} = {json.dumps(value)}" for name, value in table.items())]
         return "\n".join(lines) + "\n"
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps({"rules": self._tables()}, indent=1) + "\n"
+
+    def _tables(self) -> list[dict[str, Any]]:
+        s = self.sensitivity
+        schemes = (s.candidates[choice] for choice in self.choices)
+        return [{"pattern": glob.escape(n), **scheme.to_dict()} for n, scheme in zip(s.layers, schemes, strict=True)]
 
     def __str__(self) -> str:
         return describe(self)

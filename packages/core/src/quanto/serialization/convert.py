@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
@@ -23,20 +24,20 @@ from .._version import __version__
 from ..nn.slot import PARTS, Slot
 from ..scheme import Rule, Scheme
 from ..tensor import quantize_tensor
-from .folder import replace_text, sync_folder, write_file
+from .folder import remove, replace_text, sync_folder, write_file
 from .header import TensorInfo, build_header
 from .manifest import FILE, Manifest
 from .save import _aligned_first, _bytes, _split
 from .sources import Source
 
-__all__ = ["Weight", "check_room", "choose", "convert", "copy_beside", "finish"]
+__all__ = ["Weight", "begin", "choose", "convert", "copy_beside", "finish"]
 
 JOURNAL = "quanto.unfinished"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # Modules that are no linear layers though their weights have two dimensions, or are left floating by everyone.
 _KEPT = re.compile(r".*emb.*|wte|wpe|lm_head|head|score|classifier|shared|router|gate|relative_attention_bias|output")
 _BESIDE = re.compile(
-    r".*(\.safetensors|\.safetensors\.index\.json|\.bin|\.bin\.index\.json|\.pt|\.pth|\.gguf|\.h5|\.msgpack)"
+    r".*(\.safetensors|\.safetensors\.index\.json|\.bin|\.bin\.index\.json|\.pt|\.pth|\.gguf|\.h5|\.msgpack|\.onnx|\.onnx_data)"
 )
 
 
@@ -173,13 +174,17 @@ def convert(
     files = [f"quanto-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     _begin(folder, source, chosen, files, shards)
     bar = iter(track(source.infos, "quantize", enabled=progress))
-    sizes = []
+    sizes: list[int] = []
     for file, names in zip(files, shards, strict=True):
         header = build_header({name: infos[name] for name in names})
         size = len(header) + sum(infos[name].nbytes for name in names)
         path = folder / file
         if not (path.is_file() and path.stat().st_size == size):
-            written = write_file(path, _contents(header, names, origin, source, chosen, bar))
+            try:
+                written = write_file(path, _contents(header, names, origin, source, chosen, bar))
+            except ValueError:  # a weight can't be quantized: the next call will have other options
+                _abandon(folder, file, whole=not sizes)
+                raise
             assert written == size, path
         else:
             for _ in {origin[name] for name in names}:
@@ -194,34 +199,71 @@ def convert(
     return Manifest(entries, tuple(zip(files, sizes, strict=True)), index, {}, {})
 
 
+def _abandon(folder: Path, file: str, whole: bool) -> None:
+    """Removes a shard that was begun, and of a folder without a finished one the rest."""
+    remove(folder, [file])
+    if whole:
+        (folder / JOURNAL).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else lies in it
+            folder.rmdir()
+
+
 def copy_beside(source: Path, folder: Path) -> None:
     """Copies what lies beside the tensors: configuration and tokenizers, but no weights of any format."""
-    for path in _lies_beside(source):
-        shutil.copyfile(path, folder / path.name)
+    for name in _lies_beside(source, folder):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
 
 
-def check_room(source: Path, folder: Path, beside: bool = True) -> None:
-    """Makes sure that a folder has nothing that a quantized model would overwrite, or that readers would take for it.
+def begin(source: Path, folder: Path, call: str, beside: bool = True) -> None:
+    """Makes a folder for a quantized model, or recognizes that of the same call, which a kill left unfinished.
 
     Args:
-        source: the float checkpoint.
-        folder: for the quantized one; need not exist.
+        source: where the float model is.
+        folder: for the quantized one.
+        call: stands for the options.
         beside: whether `copy_beside` will follow.
 
     Raises:
-        ValueError: naming a file that is in the way.
+        ValueError: if the folder is the source's, or holds a finished model, an unfinished one of another call, or
+            files of another one.
     """
-    copied = {path.name: path for path in _lies_beside(source)} if beside else {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        original = copied.get(path.name)
-        other = original is not None and path.read_bytes() != original.read_bytes()
-        if path.is_file() and (other or _BESIDE.fullmatch(path.name)):
-            raise ValueError(f"{path} is of another model: remove it, or name another folder for the output")
+    journal = folder / JOURNAL
+    if folder.resolve() == source.resolve():
+        raise ValueError(f"{folder} is where the float model is: name another folder for the output")
+    if journal.exists():
+        if journal.read_text(encoding="utf-8").strip() != call:
+            raise ValueError(f"{folder} holds an unfinished model of another source or options: remove it")
+        return
+    if (folder / FILE).exists():
+        raise ValueError(f"{folder} holds a quantized model already: remove it, or name another folder")
+    _check_room(source, folder, beside)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(journal, call + "\n")
 
 
-def _lies_beside(source: Path) -> list[Path]:
-    files = [path for path in sorted(source.iterdir()) if path.is_file() and not _BESIDE.fullmatch(path.name)]
-    return [path for path in files if not path.name.startswith(("quanto.", "."))]
+def _check_room(source: Path, folder: Path, beside: bool) -> None:
+    """Makes sure that a folder has nothing that would be overwritten, or that readers would take for the model."""
+    there = [path for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []
+    weights = [path for path in there if _BESIDE.fullmatch(path.name)]
+    copied = [(source / name, folder / name) for name in _lies_beside(source, folder)] if beside else []
+    others = [
+        new for old, new in copied if new.exists() and (not new.is_file() or new.read_bytes() != old.read_bytes())
+    ]
+    for path in [*weights, *others]:
+        raise ValueError(f"{path} is of another model: remove it, or name another folder for the output")
+
+
+def _lies_beside(source: Path, folder: Path) -> list[Path]:
+    """What to copy, relative to the source: files, and sub-folders without weights, as of sentence-transformers."""
+    found = []
+    for path in sorted(source.iterdir()):
+        if path.name.startswith(("quanto.", ".")) or path.resolve() in (folder.resolve(), *folder.resolve().parents):
+            continue
+        files = [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if f.is_file()]
+        if not any(_BESIDE.fullmatch(file.name) for file in files):
+            found += [file.relative_to(source) for file in files]
+    return found
 
 
 def finish(folder: str | os.PathLike[str], manifest: Manifest) -> None:
@@ -245,10 +287,6 @@ def _begin(
     folder: Path, source: Source, chosen: Mapping[str, Weight], files: list[str], shards: list[list[str]]
 ) -> None:
     """Makes the folder, or recognizes the unfinished one of the same call."""
-    if folder.resolve() == source.folder.resolve():
-        raise ValueError(f"{folder} is where the float model is: name another folder for the output")
-    if (folder / FILE).exists():
-        raise ValueError(f"{folder} holds a quantized model already: remove it, or name another folder")
     what = {
         "version": __version__,
         "source": [
@@ -258,14 +296,7 @@ def _begin(
         "shards": shards,
     }
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    journal = folder / JOURNAL
-    folder.mkdir(parents=True, exist_ok=True)
-    if journal.exists():
-        if journal.read_text(encoding="utf-8").strip() != digest:
-            raise ValueError(f"{folder} holds an unfinished model of another source or options: remove it")
-        return
-    check_room(source.folder, folder, beside=not source.lone)
-    replace_text(journal, digest + "\n")
+    begin(source.folder, folder, digest, beside=not source.lone)
 
 
 def _contents(

@@ -15,11 +15,13 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from .errors import FormatError
 
 __all__ = [
+    "claimed",
     "collect_garbage",
     "is_plain",
     "locate",
@@ -35,6 +37,7 @@ PARTIAL = ".partial"
 _SHARD = re.compile(r"quanto(?:-g(\d+))?-\d{5,}-of-\d{5,}\.safetensors")
 _OURS = re.compile(rf"(?:{_SHARD.pattern}|quanto\.json)")
 _CHUNK = 2**26  # a single write of more than 2**31 - 4096 bytes is cut short by Linux
+_held: ContextVar[frozenset[tuple[int, int]]] = ContextVar("_held", default=frozenset())
 _RESERVED = re.compile(r"(?i:con|prn|aux|nul|com\d|lpt\d)\..*")  # devices, on Windows
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors")
 
@@ -85,11 +88,18 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     """Lets one save after the other write to a folder, of whatever process; the lock ends with its holder.
 
     Without it two saves would take the same names, and one could remove what the other has just committed. Windows has
-    no locks of folders, nor have some network file systems: there nothing is locked.
+    no locks of folders, nor have some network file systems: there nothing is locked. Its holder may take it again.
+
+    Args:
+        folder: must exist.
+        wait: whether to wait for another holder.
+
+    Raises:
+        ValueError: if another process writes to the folder, and `wait` is false.
     """
     try:
         import fcntl
@@ -97,14 +107,44 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
+    found = os.fstat(handle)
+    key, held = (found.st_dev, found.st_ino), _held.get()
+    if key in held:
+        os.close(handle)
+        yield
+        return
+    token = _held.set(held | {key})
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ValueError(f"{folder} is being written by another process: wait for it, or stop it") from None
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
+        _held.reset(token)
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_UN)  # a forked child may hold the handle too
         os.close(handle)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Makes a folder if there is none, and keeps other processes out of it; one that stays empty is removed.
+
+    Raises:
+        ValueError: if another process writes to it.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder, wait=False):
+            yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def remove(folder: Path, names: Iterable[str]) -> None:

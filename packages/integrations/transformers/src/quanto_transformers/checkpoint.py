@@ -117,15 +117,16 @@ class Checkpoint:
 
         from .config import QuantoConfig
 
-        groups: dict[tuple[str, str, str], list[str]] = {}
+        groups: dict[tuple[str, str, str, tuple[str, ...]], list[str]] = {}
         for name, entry in manifest.modules.items():
             (parameter,) = entry["parameters"].values()
             zero = _zero_point(folder, manifest, f"{name}.weight_zero_point")
-            key = json.dumps(entry["scheme"], sort_keys=True), parameter["dtype"], zero
+            scales = tuple(s for s in ("input_scale", "output_scale") if f"{name}.{s}" in manifest.tensors)
+            key = json.dumps(entry["scheme"], sort_keys=True), parameter["dtype"], zero, scales
             groups.setdefault(key, []).append(name)
         layers = [
-            Layers(tuple(names), Scheme.from_dict(json.loads(scheme)), dtype, zero_point=zero).to_dict()
-            for (scheme, dtype, zero), names in groups.items()
+            Layers(tuple(names), Scheme.from_dict(json.loads(scheme)), dtype, zero_point=zero, scales=scales).to_dict()
+            for (scheme, dtype, zero, scales), names in groups.items()
         ]
         config = _config(source)
         largest = json.loads(max(groups, key=lambda key: len(groups[key]))[0])
