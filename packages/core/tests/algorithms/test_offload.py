@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors in mapped files: the same values, nothing left in the folder."""
+"""Tensors in mapped files: the same values, nothing left in the folder, the same model at the end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+import quanto
+from quanto.algorithms import Pipeline
 from quanto.algorithms.offload import offload
 
 
@@ -37,3 +39,13 @@ def test_no_room_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(OSError, match="No space left"):
         offload(torch.ones(4), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pipeline_makes_the_same_model(tiny: Any, batches: list[torch.Tensor], tmp_path: Path) -> None:
+    states = []
+    for folder in (None, tmp_path / "new"):
+        model = quanto.quantize(tiny(), "int4", group_size=32)
+        Pipeline("awq", "gptq", "autoround").run(model, batches, offload_folder=folder)
+        states.append(model.state_dict())
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+    assert (tmp_path / "new").is_dir()
