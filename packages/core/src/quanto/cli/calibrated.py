@@ -118,7 +118,7 @@ def _run(job: Job, model: nn.Module, batches: list[Tensor], blocks: Path) -> Non
     layers = known_layers(job.model)
     include = None if layers is None or job.scheme is None else list(layers)
     quantize(model, scheme=job.scheme, rules=job.rules, include=include, exclude=job.exclude)
-    job.pipeline.run(model, batches, resume=blocks, keep=True)
+    job.pipeline.run(model, batches, resume=blocks, keep=True, offload_folder=blocks)
     if any(isinstance(m, QModule) and m._slots and m.scheme.dynamic is False for m in model.modules()):
         with Calibration():
             for batch in track(batches, "calibrate"):
