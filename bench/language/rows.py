@@ -25,7 +25,7 @@ CALIBRATED = ("awq", "gptq", "autoround", "best")
 FINE = 64  # group size of 8-bit weights where a scale per channel is too coarse
 #: qtype of weights and activations -> the pipelines that are tried
 DYNAMIC: dict[str, tuple[tuple[str, ...], ...]] = {
-    "int8": ((), ("smooth",), ("smooth", "gptq")),
+    "int8": ((), ("smooth",), ("rotate", "smooth"), ("smooth", "gptq")),
     "float8": ((), ("gptq",), ("smooth", "gptq"), ("gptq", "tune")),
 }
 #: what the samples of a calibrated row are: the first sample text, text that the model draws, four times as much of it,
