@@ -17,6 +17,7 @@ from torch import Tensor
 
 import quanto
 from quanto_backend_cuda.layout import TILED
+from quanto_backend_cuda.ops.attend import define_attend
 from quanto_backend_cuda.specs import specs
 
 __all__ = ["main"]
@@ -96,10 +97,23 @@ def _grouped() -> bool:
     return _say("grouped_linear int4", got, want)
 
 
+def _attend() -> bool:
+    ops, good = torch.ops.quanto_cuda, True
+    for length in (37, 700):
+        query, key, value = _random(2, 6, 1, 80), _random(2, 2, length, 80), _random(2, 2, length, 80)
+        seen = torch.arange(length, device="cuda").expand(2, 1, 1, length) < length - 9
+        wide = [t.double().repeat_interleave(3, 1) for t in (key, value)]
+        scores = (query.double() @ wide[0].mT * 0.1).masked_fill(~seen, float("-inf"))
+        want = (scores.softmax(-1) @ wide[1]).transpose(1, 2)
+        good &= _say(f"attend {length}", ops.attend(query, key, value, seen, 0.1), want)
+    return good
+
+
 def main() -> int:
     """All of them; 1 if a result is wrong."""
     torch.manual_seed(0)
     specs()
+    define_attend()
     few = tuple(int(m) for m in sys.argv[1:]) or (1, 19, 130)
     good = True
     for qtype, options in _WEIGHTS.items():
@@ -108,6 +122,7 @@ def main() -> int:
     for pair in (("int8", "int8"), ("int8", "int4"), ("float8_e4m3fn", "float8_e4m3fn")):
         good &= _scaled(*pair, few)
     good &= _grouped()
+    good &= _attend()
     torch.cuda.synchronize()
     return 0 if good else 1
 

@@ -155,11 +155,6 @@ def specs() -> tuple[KernelSpec, ...]:
     )
 
 
-@functools.cache
-def _attend() -> Any:
-    return define_attend()
-
-
 def _define_locks() -> None:
     """The operator by which graphs get their counters; see `quanto_backend_cuda.workspace`."""
     schema = "(Tensor like, int count) -> Tensor"
@@ -174,6 +169,6 @@ def _locks(like: Tensor, count: int) -> Tensor:
 def register(registry: KernelRegistry) -> None:
     """Adds the layout and every kernel."""
     registry.register_layout(layout.TILED)
-    registry.register_function("attend", "cuda", _attend())
+    registry.register_function("attend", "cuda", define_attend())
     for spec in specs():
         registry.register(spec)

@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 import quanto
 from quanto_backend_cuda import runtime
 from quanto_backend_cuda.layout import TILED
-from quanto_backend_cuda.ops import cublas, dense, encode, linear, product, scaled, specialized, stream
+from quanto_backend_cuda.ops import attend, cublas, dense, encode, linear, product, scaled, specialized, stream
 from quanto_backend_cuda.ops.trial import Trial
 from quanto_backend_cuda.ops.weights import facts
 from quanto_backend_cuda.tables import Tile
@@ -164,6 +164,14 @@ def few_tokens() -> None:
         stream.start(x, tensors, bias, f, x.new_empty(tile.bm, 256), tile)
 
 
+def attention() -> None:
+    """Of one token: short caches and long ones, masks of both kinds."""
+    query = torch.randn(1, 8, 1, 80, dtype=torch.bfloat16)
+    for length, mask in ((64, None), (300, torch.ones(1, 1, 1, 300) > 0), (700, torch.zeros(1, 8, 1, 700))):
+        if not FEW or length == 300:
+            attend.attend(query, *(torch.randn(1, 2, length, 80, dtype=torch.bfloat16) for _ in range(2)), mask, 0.1)
+
+
 def run() -> None:
     if NVIDIA and TARGET.arch == 90:
         specialized.sm_count = lambda device: 132
@@ -244,11 +252,12 @@ def run() -> None:
         packed = encode.pack(torch.randint(0, 1 << bits, (9, 24), dtype=torch.uint8), bits)
         encode.unpack(packed, bits, 24)
     cublas.widened(torch.ones(264, 1, dtype=torch.bfloat16))
+    attention()
 
 
 def main() -> None:
     Trial.serves = lambda self, device: False  # type: ignore[method-assign]  # compiled on their own, see `many_tokens`
-    for module in (cublas, dense, encode, linear, product, scaled, specialized, stream):
+    for module in (attend, cublas, dense, encode, linear, product, scaled, specialized, stream):
         for name, value in (
             ("launch", launch),
             ("assembly", lambda device, kind: NVIDIA and (kind != "float8_e4m3fn" or TARGET.arch >= 89)),

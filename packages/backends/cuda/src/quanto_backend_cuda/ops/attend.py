@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -98,8 +99,9 @@ def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> No
         raise ValueError(f"mask is {list(mask.shape)} for {texts} texts, {heads} heads and {key.shape[2]} positions")
 
 
+@functools.cache
 def define_attend() -> Any:
-    """Defines `torch.ops.quanto_cuda.attend`, and returns it; Inductor is not shown the kernel, which begins early."""
+    """Defines `torch.ops.quanto_cuda.attend`, once; Inductor is not shown the kernel, which begins early."""
     operator = torch.library.custom_op(f"{NAMESPACE}::attend", attend, mutates_args=(), schema=_SCHEMA)
     operator.register_fake(lambda query, key, *rest: query.new_empty(query.shape[0], 1, *query.shape[1::2]))
     return getattr(torch.ops, NAMESPACE).attend.default
