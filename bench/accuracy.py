@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import hashlib
 import json
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -139,6 +141,16 @@ def matching(listed: list[Row], only: list[str]) -> list[Row]:
     return [row for row in listed if any(fnmatch.fnmatchcase(row.label, glob) for glob in only)]
 
 
+def digest(paths: Sequence[Path]) -> str:
+    """Of what files hold: names stay where models and texts change."""
+    found = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(1 << 24):
+                found.update(part)
+    return found.hexdigest()
+
+
 def draw(setup: Setup, count: int) -> torch.Tensor:
     """Blocks that the model draws itself, int64 `[count, block]`, on the CPU."""
     made = generate_samples(setup.load(), count, setup.block, parallel=min(count, 128), progress=False)
@@ -196,10 +208,12 @@ def main() -> None:
         "torch": torch.__version__,
         "quanto": quanto.__version__,
     }
+    of = digest([*sorted(options.model.glob("*.safetensors")), options.text, *options.calibration, *options.whole])
     path = options.out / f"accuracy-{options.model.name}.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if {k: result.get(k) for k in facts} != facts:
-        result = facts
+    if {k: result.get(k) for k in facts} != facts or result.get("of", of) != of:
+        result = dict(facts)
+    result["of"] = of
     groups = {bits: GROUPS[bits] and (options.group or GROUPS[bits]) for bits in options.bits}
     listed = rows(groups, options.planned)
     setup.samples[TEXT] = list(tokens(options.calibration[0], options.samples).view(-1, options.block).split(BATCH))

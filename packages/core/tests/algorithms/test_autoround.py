@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import quanto
+from quanto import reference
 from quanto.algorithms import AutoRound, Pipeline
 
 
@@ -37,6 +38,19 @@ def test_goes_on_from_codes_of_a_step_before(tiny: Any, batches: list[torch.Tens
     with torch.no_grad():
         error, least = (sum((m(b) - model(b)).square().mean() for b in batches) for m in (found, start))
     assert error < 1.05 * least
+
+
+def test_moves_by_half_a_step_at_most(tiny: Any, batches: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quanto.algorithms.autoround._Rounding.reset", lambda self: None)  # so bold a rate ends badly
+    model, found = tiny(), quanto.quantize(tiny(), "int8", group_size=32, include="blocks.*", algorithm="mse")
+    Pipeline(AutoRound(20, rate=0.4)).run(found, batches)
+    steps = []
+    for name, layer in found.named_modules():
+        if isinstance(layer, quanto.nn.QModule):
+            moved = (layer.weight.dequantize() - model.get_submodule(name).weight).detach().unflatten(1, (-1, 32))
+            inside = reference.decode(layer.operand().codes, quanto.qint8, torch.float32).unflatten(1, (-1, 32))
+            steps.append((moved.abs() / layer.operand().scale[..., None])[inside.abs() < 127])
+    assert 0.9 < torch.cat(steps).max() < 1.01  # half by rounding, half learned
 
 
 def test_floats_are_left_to_their_scheme(tiny: Any, batches: list[torch.Tensor]) -> None:

@@ -22,6 +22,7 @@ WORDS = st.lists(st.sampled_from("abc"), max_size=7)
         ("a b c d", "b c x d", (0, 1, 1)),
         ("one two", "", (0, 2, 0)),
         ("one", "two three", (1, 0, 1)),
+        ("a b", "b c", (2, 0, 0)),  # not one dropped and one added
     ],
 )
 def test_errors_are_those_of_the_best_alignment(said: str, heard: str, errors: tuple[int, int, int]) -> None:

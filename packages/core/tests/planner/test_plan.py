@@ -57,7 +57,7 @@ def test_what_is_planned_is_what_is_stored(task, batches) -> None:
 def test_budgets_of_size_loss_and_time(task, batches) -> None:
     weights = 4 * 64 * 128 + 64 * 8
     planned = quanto.plan(task.model, batches, size=weights, candidates=CANDIDATES)
-    assert planned.bits <= 8
+    assert 7 < planned.bits <= 8  # one layer's next candidate would be too much
     cheap = quanto.plan(task.model, batches, loss=0.05, candidates=CANDIDATES)
     assert cheap.loss <= 0.05
     assert cheap.bits < 10
