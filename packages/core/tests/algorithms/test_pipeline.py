@@ -50,6 +50,25 @@ def test_goes_through_a_chain_and_ends_with_the_rest(tiny: Any, batches: list[to
             (x,) = block(x, factor=0.5)
 
 
+def test_one_float_copy_serves_until_a_step_changes_the_block(tiny: Any, batches: list[torch.Tensor]) -> None:
+    class Keep(Step):
+        needs_original = True
+        kept: list[tuple[Any, Any]]
+
+        def apply(self, block: Block) -> None:
+            copied = block.copied
+            block.keep_original()
+            self.kept.append((block.original, copied))
+
+    first, second = Keep(), Keep()
+    first.kept, second.kept = [], []
+    Pipeline(first, SmoothQuant(0.5), second).run(quanto.quantize(tiny(), "int8", include="blocks.*"), batches)
+    assert all(original is copied for original, copied in first.kept)
+    assert [copied for _, copied in second.kept] == [None] * 3
+    for (one, _), (other, _) in zip(first.kept, second.kept, strict=True):
+        assert not torch.equal(one.norm.weight, other.norm.weight)  # smoothed
+
+
 def test_without_steps_it_is_freeze(tiny: Any, batches: list[torch.Tensor]) -> None:
     one, other = (quanto.quantize(tiny(), "int4", group_size=32) for _ in range(2))
     quanto.freeze(one)

@@ -117,8 +117,8 @@ class Pipeline:
         originals = inputs.branch() if keep else inputs
         for (name, module), stream in zip(chain, streams, strict=True):
             inputs.others = originals.others = stream.others
-            block = Block(name, module, inputs, originals, shared=shared)
             floating = copy.deepcopy(module) if keep else None
+            block = Block(name, module, inputs, originals, shared=shared, copied=floating)
             self._apply(block, store)
             if block.outputs:
                 originals.values = block.outputs
@@ -151,6 +151,7 @@ class Pipeline:
                 ):
                     block.keep_original()  # with what the steps before have made of its weights
                 step.apply(block)
+                block.copied = None
             for step in reversed(self.steps):
                 step.finish(block)
         for module in block.module.modules():

@@ -50,6 +50,8 @@ class Block:
     weights: dict[str, Tensor] = field(default_factory=dict)
     #: what the float block makes of `originals`, where a step came across it
     outputs: list[Tensor] = field(default_factory=list)
+    #: a copy that equals the block as long as no step has changed it
+    copied: nn.Module | None = None
     _float: nn.Module | None = None
 
     def layers(self) -> dict[str, QModule]:
@@ -69,7 +71,7 @@ class Block:
 
     def keep_original(self) -> None:
         """Copies the block as it is now, floating."""
-        self._float = copy.deepcopy(self.module)
+        self._float = copy.deepcopy(self.module) if self.copied is None else self.copied
 
     @contextmanager
     def floating(self) -> Iterator[None]:
