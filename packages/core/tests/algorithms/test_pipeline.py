@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import quanto
-from quanto.algorithms import AutoRound, Block, Pipeline, Step, Tune, calibrate_weights, generate_samples
+from quanto.algorithms import AutoRound, Block, Pipeline, SmoothQuant, Step, Tune, calibrate_weights, generate_samples
 from quanto.nn.base import QModule
 
 
