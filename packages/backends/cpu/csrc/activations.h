@@ -115,20 +115,15 @@ void split_pairs(const Weight& w, int8_t* rows, int64_t first, int64_t last, int
   rests = count;
 }
 
-// Where sums of products of quads first … last of a row begin.
-void start_sums(const Format& f, const int8_t* codes, int64_t first, int64_t last, const Activations& a, int32_t* starts) {
-  const int64_t run = a.run ? a.run : last - first;
-  for (; first < last; first += run, starts += a.tile) {
+// Where sums of products of quads first … last of a row begin, each `run` of them in 16 bits.
+void start_runs(const Format& f, const int8_t* codes, int64_t first, int64_t last, const Activations& a, int32_t* starts) {
+  for (; first < last; first += a.run, starts += a.tile) {
     int32_t two[2] = {};
-    for (int64_t i = first; i < std::min(last, first + run); ++i) {
+    for (int64_t i = first; i < std::min(last, first + a.run); ++i) {
       two[0] += codes[4 * i] + codes[4 * i + 1], two[1] += codes[4 * i + 2] + codes[4 * i + 3];
     }
-    if (a.run) {
-      const auto low = static_cast<uint32_t>(-f.byte_offset * two[0]), high = static_cast<uint32_t>(-f.byte_offset * two[1]);
-      *starts = static_cast<int32_t>((low & 0xffff) | high << 16);
-    } else {
-      *starts = -f.byte_offset * (two[0] + two[1]);
-    }
+    const auto low = static_cast<uint32_t>(-f.byte_offset * two[0]), high = static_cast<uint32_t>(-f.byte_offset * two[1]);
+    *starts = static_cast<int32_t>((low & 0xffff) | high << 16);
   }
 }
 
@@ -166,14 +161,15 @@ bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, 
           int32_t sum = 0;
           for (int64_t i = first; i < first + count; ++i) sum += codes[i];
           a.sums[at] = static_cast<float>(sum);
+          if (a.starts && !a.run) a.starts[starts_at(w, a, tile, q, b, 1) + m] = -f.byte_offset * sum;
         }
       }
       reorder(f.code, codes, padded);
-      for (int64_t q = 0; a.starts && q < w.groups; ++q) {
+      for (int64_t q = 0; a.run && q < w.groups; ++q) {
         for (int64_t b = 0; b < a.blocks; ++b) {
           const int64_t first = (q * w.units + b * a.block) * f.unit / 4;
           const int64_t count = std::min(a.block, w.units - b * a.block) * f.unit / 4;
-          start_sums(f, codes, first, first + count, a, a.starts + starts_at(w, a, tile, q, b, runs) + m);
+          start_runs(f, codes, first, first + count, a, a.starts + starts_at(w, a, tile, q, b, runs) + m);
         }
       }
     }

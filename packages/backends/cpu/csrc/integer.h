@@ -60,19 +60,16 @@ constexpr bool kStarts = V::kPairs;
 template <Code C, int T, int P>
 void multiply_quads(const Strip& s, const uint8_t* quads, const F* scale, const F* zero, float* to) {
   for (int64_t tile = 0; tile < s.tiles; ++tile, to += T * P * kRows) {
-    const int32_t *x = s.x + tile * s.x_step, *starts = s.starts + tile * s.starts_step;
+    const int32_t* x = s.x + tile * s.x_step;
     const uint8_t* w = quads;
     ask_later<P>(s, tile);
     I sum[T * P];
-    each<T>([&](auto m) QUANTO_INLINE {
-      each<P>([&](auto i) QUANTO_INLINE {
-        if constexpr (kStarts) {
-          sum[m * P + i] = Of<C>::both(V::spread(starts[m]));
-        } else {
-          sum[m * P + i] = V::izero();
-        }
-      });
-    });
+    if constexpr (kStarts) {
+      const int32_t* starts = s.starts + tile * s.starts_step;
+      each<T * P>([&](auto j) QUANTO_INLINE { sum[j] = Of<C>::both(V::spread(starts[j / P])); });
+    } else {
+      each<T * P>([&](auto j) QUANTO_INLINE { sum[j] = V::izero(); });
+    }
     if constexpr (kMatrix) {
       static_assert(P == 1, "panels one by one");
       matrix_sums<T>(x, quads, s.length, 64, sum);
@@ -80,9 +77,10 @@ void multiply_quads(const Strip& s, const uint8_t* quads, const F* scale, const 
 #pragma GCC unroll kUnrolled
       for (int64_t k = 0; k < s.length; ++k, x += T, w += 64 * P) multiply_quad<C, T, P, false>(x, w, sum);
       if constexpr (kPairs<C>) {
-        const int64_t rests = s.rests ? s.rests[tile] : 0;
-        const int32_t *rest = s.rest + tile * s.x_step, *places = s.places + tile * s.x_step / T;
-        for (int64_t k = 0; k < rests; ++k) multiply_quad<C, T, P, false>(rest + k * T, quads + places[k] * 64 * P, sum);
+        for (int64_t k = 0; s.rests && k < s.rests[tile]; ++k) {
+          const int64_t at = tile * s.x_step / T + k;
+          multiply_quad<C, T, P, false>(s.rest + at * T, quads + s.places[at] * 64 * P, sum);
+        }
       }
     }
     each<T>([&](auto m) QUANTO_INLINE {
@@ -111,9 +109,7 @@ void multiply_runs(const Strip& s, const uint8_t* quads, const F* scale, const F
     for (int64_t q = 0; q < s.groups; ++q) {
       for (int64_t k = 0; k < s.length;) {
         I part[T * P];
-        each<T>([&](auto m) QUANTO_INLINE {
-          each<P>([&](auto i) QUANTO_INLINE { part[m * P + i] = Of<C>::both(V::spread(starts[m])); });
-        });
+        each<T * P>([&](auto j) QUANTO_INLINE { part[j] = Of<C>::both(V::spread(starts[j / P])); });
         starts += T;
 #pragma GCC unroll kUnrolled
         for (const int64_t stop = std::min(s.length, k + s.run); k < stop; ++k, x += T, w += 64 * P) {
@@ -134,9 +130,9 @@ void multiply_runs(const Strip& s, const uint8_t* quads, const F* scale, const F
   }
 }
 
-using Multiply8 = void (*)(const Strip&, const uint8_t*, const F*, const F*, float*);
+using MultiplyTiles = void (*)(const Strip&, const uint8_t*, const F*, const F*, float*);
 struct ByTile {
-  Multiply8 of[V::kIntegerTile];
+  MultiplyTiles of[V::kIntegerTile];
 };
 template <Code C, int P, int... T>
 constexpr ByTile by_tile(std::integer_sequence<int, T...>) {
@@ -162,7 +158,7 @@ void decode_bytes(const Panel& p, const Tables& t, int64_t begin, int64_t end, u
 
 // Most groups of a block: those of one unit.
 template <Code C>
-constexpr int kGroups = 256 / kUnit<C>;
+constexpr int kGroups = kRoundedAtOnce / kUnit<C>;
 
 template <Code C>
 void integer_blocks(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {

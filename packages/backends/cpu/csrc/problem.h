@@ -114,8 +114,8 @@ struct Output {
   Nonlinearity then = Nonlinearity::kNone;
 };
 
-// Input positions whose integers are decoded at once, at the most.
-constexpr int kDecodedAtOnce = 512;
+// Input positions whose integers are decoded at once, at the most; and activations that are rounded by one scale.
+constexpr int kDecodedAtOnce = 512, kRoundedAtOnce = 256;
 
 // Functions of instructions that multiply bfloat16 activations as they are; for codes that bfloat16 holds exactly.
 struct Bfloat16 {

@@ -74,11 +74,12 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     a.tile = few ? small_tile(a.rows, words ? kernels.few_tile : kernels.small_tile, integer && kernels.halves)
                  : even_tile(a.rows, words ? kernels.integer_tile : kernels.exact_tile);
     const int64_t tiles = divide_up(a.rows, a.tile), padded = tiles * a.tile;
-    // Integers: one scale for each 256 positions at the most, and what is decoded at once.
-    const int64_t limit = !words ? w.units : (integer && x.type != Type::kInt8 ? 256 : kDecodedAtOnce) / w.format->unit;
+    // Integers: one scale for some positions at the most, and what is decoded at once; several small groups may share it.
+    const int64_t positions = integer && x.type != Type::kInt8 ? kRoundedAtOnce : kDecodedAtOnce;
+    const int64_t limit = words ? positions / w.format->unit : w.units;
     a.block = std::min(w.units, limit);
     a.blocks = divide_up(w.units, a.block);
-    if (integer && a.blocks == 1) a.span = std::clamp<int64_t>(256 / (w.units * w.format->unit), 1, w.groups);
+    if (integer && a.blocks == 1) a.span = std::clamp<int64_t>(kRoundedAtOnce / (w.units * w.format->unit), 1, w.groups);
     const int64_t sums = padded * w.groups * a.blocks;
     Scraps scraps;
     if (integer) {
