@@ -29,10 +29,11 @@ def round_columns(
         parameters: its scales and zero points.
         act_order: whether columns with a large diagonal of the Hessian come first.
     """
-    spread = spread_parameters(parameters, target, weight)
     hessian = hessian if hessian.ndim == 3 else hessian[None]
     # a column of the weight is a row here, contiguous: [in, groups, out / groups]
-    work, scale, zero = (None if t is None else by_columns(t, len(hessian)) for t in (weight, *spread))
+    given = (weight, *spread_parameters(parameters, target, weight))
+    work, scale, zero = (None if t is None else by_columns(t, len(hessian)) for t in given)
+    del given
     assert work is not None
     assert scale is not None
     order = hessian.diagonal(dim1=1, dim2=2).argsort(descending=True, stable=True) if act_order else None
