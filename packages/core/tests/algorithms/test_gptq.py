@@ -12,6 +12,7 @@ from torch import nn
 import quanto
 from quanto import packing, reference
 from quanto.algorithms import GPTQ, Pipeline
+from quanto.algorithms.refine import refine as fitted_once_more
 from quanto.algorithms.statistics import Moments
 from quanto.nn.slot import Slot
 from quanto.quantizers import fit
@@ -102,6 +103,17 @@ def test_fitting_scales_once_more_and_sweeps_lose_less() -> None:
     assert losses[False, 2] < 0.95 * losses[False, 0]
     assert losses[True, 2] < 0.99 * losses[False, 2]
     assert losses[True, 2] < 0.95 * losses[True, 0]
+    # what came last was the fit: another one has nothing to gain
+    weight, slot, hessian = layer.weight.detach(), layer._slots["weight"], x.T @ x / len(x)
+    hessian += 0.05 * hessian.diagonal().mean() * torch.eye(64)
+    target = make_target(slot.scheme, (1, 32), torch.float32)
+    elements = reference.decode(packing.unpack(made.codes, 3, 64), quanto.qint3, torch.float32)
+    errors = []
+    for p in (made.parameters, fitted_once_more(weight, elements, hessian, target, made.parameters)):
+        scale, zero = spread_parameters(p, target, weight)
+        error = (elements - zero) * scale - weight
+        errors.append(float(((error @ hessian) * error).sum()))
+    assert errors[1] > (1 - 1e-5) * errors[0]
 
 
 @pytest.mark.parametrize("options", [{"act_order": False}, {"sequential": False}, {"correct": 0.0}, {"correct": 1.0}])

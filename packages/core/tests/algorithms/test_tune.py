@@ -50,16 +50,18 @@ def test_keeps_the_start_where_nothing_is_better(tiny: Any, batches: list[torch.
 
 def test_one_in_eight_is_held_back(tiny: Any, batches: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[int] = []
+    judged: list[int] = []
     loss = Tune._loss
 
     def noted(self: Tune, model: nn.Module, teacher: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            trained.append(next(i for i, b in enumerate(batches) if b is batch))
+        which = trained if torch.is_grad_enabled() else judged
+        which.append(next(i for i, b in enumerate(batches) if b is batch))
         return loss(self, model, teacher, batch)
 
     monkeypatch.setattr(Tune, "_loss", noted)
     Pipeline(Tune(2)).run(quanto.quantize(tiny(), "int4"), batches)
     assert sorted(trained) == sorted(2 * [1, 2, 3, 4, 5, 6, 7])
+    assert set(judged) == {0}
 
 
 def test_models_without_logits(batches: list[torch.Tensor]) -> None:
