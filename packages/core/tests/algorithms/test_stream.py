@@ -62,3 +62,27 @@ def test_no_part_of_a_model_fills_a_cache(tiny: Any) -> None:
         assert not model.embed.config.use_cache
     assert model.training
     assert (model.config.use_cache, model.embed.config.use_cache) == (False, True)
+
+
+def test_equal_arguments_are_kept_once(tiny: Any, batches: list[torch.Tensor]) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = tiny().blocks
+            self.embed = tiny().embed
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            x, factor = self.embed(tokens), torch.full((1,), 0.5 if tokens.shape[0] == 4 else float(tokens[0, 0]))
+            for block in self.blocks:
+                (x,) = block(x, factor=factor)
+            return x
+
+    model = quanto.quantize(Masked(), "int8")
+    other = [torch.full((2, 32), token) for token in range(7)]
+    streams = record(model, find_chain(model), [*batches, *other, batches[0], other[6]])
+    assert streams is not None
+    factors = [[kwargs["factor"] for _, kwargs in stream.others] for stream in streams]
+    assert [float(f) for f in factors[0]] == [0.5] * 8 + [0, 1, 2, 3, 4, 5, 6, 0.5, 6]
+    assert len({id(f) for f in factors[0][:8]}) == 1
+    assert factors[0][16] is factors[0][14]
+    assert all(a is b for stream in factors for a, b in zip(stream, factors[0], strict=True))

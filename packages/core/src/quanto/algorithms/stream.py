@@ -7,16 +7,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..nn.base import QModule
 from .offload import offload
 
 __all__ = ["Stream", "call", "find_chain", "find_shared", "record"]
+
+_ALIKE = 4  # tensors of one shape that further ones are compared with
 
 
 @dataclass
@@ -140,6 +144,7 @@ def record(
         blocks are not a chain: where one is not called exactly once, in order, with the output of the one before.
     """
     streams = [Stream([], [], folder) for _ in chain]
+    alike: dict[tuple[Any, ...], list[Tensor]] = {}
     for batch in batches:
         recorder = _Recorder()
         handles = []
@@ -154,13 +159,27 @@ def record(
                 handle.remove()
         if not _chained(recorder, len(chain)):
             return None
+        known: dict[int, Tensor] = {}  # by addresses, which hold as long as the recorder does
         for index, args, kwargs in recorder.calls:
             if not index:
                 streams[0].values.append(streams[0].keep(args[0].detach()))
-            streams[index].others.append((args[1:], kwargs))
+            once = partial(_once, known=known, alike=alike)
+            streams[index].others.append(tree_map_only(Tensor, once, (args[1:], kwargs)))
     if not streams[0].values:
         raise ValueError("batches is empty: give some sample data")
     return streams
+
+
+def _once(tensor: Tensor, known: dict[int, Tensor], alike: dict[tuple[Any, ...], list[Tensor]]) -> Tensor:
+    """The tensor, or one that another batch had and equals it: masks are large, and often the same for all."""
+    if id(tensor) not in known:
+        others = alike.setdefault((tensor.shape, tensor.dtype, tensor.device), [])
+        found = next((t for t in others if t is tensor or torch.equal(t, tensor)), None)
+        if found is None:
+            found = tensor
+            others[:] = [*others[-_ALIKE + 1 :], tensor]
+        known[id(tensor)] = found
+    return known[id(tensor)]
 
 
 def _watch(block: nn.Module, index: int, recorder: _Recorder, last: bool) -> list[Any]:
