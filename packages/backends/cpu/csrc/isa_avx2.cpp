@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // AVX2 with FMA and F16C: 16 rows in two registers. Compiled once more with AVX-VNNI, for processors that have it.
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include "scalar.h"
@@ -256,15 +257,31 @@ struct V {
 #include "linear.h"
 
 namespace quanto {
+namespace {
+
+// __builtin_cpu_supports knows these two in GCC 11 and late Clang only. That of AVX2 has asked the system already.
+bool f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+#ifdef __AVXVNNI__
+bool avxvnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+}
+#endif
+
+}  // namespace
 
 #ifdef __AVXVNNI__
 extern const Kernels kAvxVnni = {
     "avx2_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
-    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("avxvnni"); },
+    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c() && avxvnni(); },
 #else
 extern const Kernels kAvx2 = {
     "avx2", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
-    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
+    [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c(); },
 #endif
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};
 

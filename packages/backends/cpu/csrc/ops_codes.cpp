@@ -43,7 +43,8 @@ Tensor quantize(const Tensor& x, const Tensor& scale, const std::optional<Tensor
   Tensor out = torch::stable::new_empty(x, {n, bytes}, format->code == Code::kInt8 ? ScalarType::Char : ScalarType::Byte);
   if (n == 0 || k == 0) return out;
   const bool whole = block.empty();
-  const auto [rows, group, groups, scales] = grid_of(block, n, k);
+  const auto grid = grid_of(block, n, k);
+  const int64_t rows = grid.rows, group = grid.group, groups = grid.groups, scales = grid.scales;
   STD_TORCH_CHECK(scale.numel() == scales, "scale must have ", scales, " elements, got ", scale.numel());
   floating(scale, "scale");
   STD_TORCH_CHECK(!zero.has_value() || zero->numel() == scales, "zero_point must have ", scales, " elements");
