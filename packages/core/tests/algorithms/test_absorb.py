@@ -121,3 +121,35 @@ def test_what_other_blocks_use_is_left_alone(tiny: Any) -> None:
     assert absorber.name == "up"
     block.shared = frozenset({block.module.down})
     assert find_absorber(block, ["down"]) is None
+
+
+class _Aside(nn.Module):
+    """A reader of the norm whose part in the output is small."""
+
+    def __init__(self, part: float) -> None:
+        super().__init__()
+        self.norm, self.layer, self.part = nn.LayerNorm(32), nn.Linear(32, 32), part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        out: torch.Tensor = x + self.layer(y) + self.part * y.roll(1, -1)
+        return out
+
+
+@pytest.mark.parametrize(("part", "taken"), [(0.0, True), (3e-3, False), (0.1, False)])
+def test_a_small_reader_counts_too(part: float, taken: bool) -> None:
+    torch.manual_seed(0)
+    assert (find_absorber(_block(_Aside(part), [torch.randn(2, 8, 32)]), ["layer"]) is not None) == taken
+
+
+def test_layers_that_nothing_reaches_cost_a_few_passes() -> None:
+    block = _block(_Expert(), [-torch.rand(1, 4, 32)] * 100)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    block.module.register_forward_hook(count)
+    assert find_absorber(block, ["down"]) is None
+    assert calls <= 2 * 20

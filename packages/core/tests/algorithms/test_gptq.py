@@ -67,6 +67,7 @@ def _definition(weight: torch.Tensor, x: torch.Tensor, original: torch.Tensor, s
 
 @pytest.mark.parametrize("options", [{}, {"act_order": False}, {"correct": 1.0, "damping": 0.2}, {"correct": 0.0}])
 def test_equals_the_definition(options: dict[str, Any]) -> None:
+    torch.manual_seed(2)  # of the weights; near to equal errors two implementations may choose different scales
     generator = torch.Generator().manual_seed(2)
     original = _correlated(300, 64) * (1 + 3 * torch.rand(64, generator=generator))
     x = original + torch.randn(300, 64, generator=generator)

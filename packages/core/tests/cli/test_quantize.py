@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import quanto
 from quanto.algorithms import GPTQ, Pipeline
 from quanto.cli import main
+from quanto.cli.calibrated import Job
 from quanto.serialization.foreign import open_model
 
 
@@ -180,17 +183,66 @@ def test_one_process_at_a_time(language_model: Path, text: Path, tmp_path: Path,
     fcntl.flock(handle, fcntl.LOCK_EX)
     for more in ([], ["--data", str(text)]):
         assert main([*words, *more]) == 2
-        assert "is being written by another process" in capsys.readouterr().err
+        assert "is being written by another call" in capsys.readouterr().err
     os.close(handle)
     assert main(words) == 0
 
 
 def test_sub_folders_without_weights_are_copied(language_model: Path, tmp_path: Path) -> None:
-    for name in ("1_Pooling/config.json", "onnx/model.onnx", ".cache/x", "out/old"):
+    for name in ("1_Pooling/config.json", "onnx/model.onnx", ".cache/x", "out/old", "killed/quanto.unfinished"):
         (language_model / name).parent.mkdir()
         (language_model / name).write_text("{}")
     out = language_model / "out"
     (out / "old").unlink()
     assert main(["quantize", str(language_model), "-o", str(out), "--weights", "int8"]) == 0
     assert (out / "1_Pooling" / "config.json").is_file()
-    assert not [name for name in ("onnx", ".cache", "out") if (out / name).exists()]
+    assert not [name for name in ("onnx", ".cache", "out", "killed") if (out / name).exists()]
+
+
+def test_a_call_that_fails_takes_nothing_along(
+    language_model: Path, text: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    words = [
+        "quantize",
+        str(language_model),
+        "-o",
+        str(out),
+        "--weights",
+        "int4",
+        "--data",
+        str(text),
+        "--length",
+        "64",
+    ]
+
+    def broken(*args: object) -> None:
+        raise OSError("no such disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(import_module("quanto.serialization.foreign"), "open_model", broken)
+        assert main(words) == 2
+    assert not out.exists(), "another call may have other options"
+    (out / "quanto.calibration").mkdir(parents=True)
+    (out / "quanto.calibration" / "mine.pt").write_text("mine")
+    assert main(words) == 2
+    assert "quanto.calibration is of another run" in capsys.readouterr().err
+    assert (out / "quanto.calibration" / "mine.pt").read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_texts_from_a_pipe_and_weights_that_changed(language_model: Path, text: Path, tmp_path: Path) -> None:
+    pipe, out = tmp_path / "pipe", tmp_path / "out"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text(text.read_text()))
+    writer.start()
+    words = ["quantize", str(language_model), "-o", str(out), "--weights", "int8", "--length", "64"]
+    assert main([*words, "--data", str(pipe)]) == 0
+    writer.join()
+    pipeline = Pipeline("gptq")
+    job = Job(language_model, out, quanto.Scheme("int8"), [], [], "5GB", text, text.read_text(), 4, 64, pipeline)
+    before = job.identity()
+    assert before == replace(job, pipeline=Pipeline("gptq")).identity()
+    tensors = load_file(language_model / "model.safetensors")
+    save_file(tensors | {"more": torch.zeros(1)}, language_model / "model.safetensors")
+    assert job.identity() != before

@@ -66,5 +66,6 @@ def test_bad_input(said: list[str], heard: list[str], message: str) -> None:
 def test_marks_belong_to_their_letters() -> None:
     assert plain_words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
     assert plain_words("Cafe\u0301 noir") == plain_words("café noir") == ["café", "noir"]
+    assert plain_words("می\u200cخواهم co\u00adoperate") == ["میخواهم", "cooperate"]
     words = plain_words("rock 'n' roll, dogs’ don''t it's a_b")
     assert words == ["rock", "n", "roll", "dogs", "don", "t", "it's", "a", "b"]

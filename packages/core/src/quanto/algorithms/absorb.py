@@ -17,7 +17,7 @@ from .step import Block, as_float, first_tensor
 __all__ = ["Absorber", "find_absorber", "scale_inputs"]
 
 _LEAST, _USUAL = 8, (32, 64, 80, 96, 128, 256)  # channels of a head
-_TRIED = 4  # batches, more where none of them reaches the layers
+_TRIED, _MOST = 4, 16  # batches, the latter where none of the former reaches the layers
 
 
 @dataclass(frozen=True)
@@ -90,23 +90,23 @@ class _Trial:
 
     def telling(self, width: int) -> list[int]:
         """A few batches, of which one at least shows what the layers do; none if there is none."""
-        count = len(self.inputs)
-        some = sorted({i * count // _TRIED for i in range(_TRIED)})
         scale = _probe(width, self.layers[0])
-        for index in [*some, *(i for i in range(count) if i not in some)]:
+        some, more = ([i * len(self.inputs) // n for i in range(n)] for n in (_TRIED, _MOST))
+        for index in dict.fromkeys([*some, *more]):
+            if index not in some and any(self._shows(i) for i in self.seen):
+                break
             before = self._run(index)
             moved = float((self._scaled(None, scale, index) - before).norm())
-            self.seen[index] = before, moved
-            if len(self.seen) >= len(some) and any(self._shows(i) for i in self.seen):
-                return list(self.seen)
-        return []
+            if index in some or moved:
+                self.seen[index] = before, moved
+        return list(self.seen) if any(self._shows(i) for i in self.seen) else []
 
     def keeps(self, candidate: Absorber, width: int, index: int) -> bool:
         """Whether scales that the candidate takes the inverse of leave a batch's output as it was."""
         scale = candidate.expand(_probe(width // candidate.repeat, self.layers[0]))
         before, moved = self.seen[index]
         changed = float((self._scaled(candidate, scale, index) - before).norm())
-        return changed <= 1e-6 * float(before.norm()) + 1e-2 * moved
+        return changed <= 1e-6 * float(before.norm()) + 1e-3 * moved
 
     def _shows(self, index: int) -> bool:
         before, moved = self.seen[index]

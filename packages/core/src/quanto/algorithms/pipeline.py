@@ -210,7 +210,10 @@ def calibrate_weights(
     steps: Sequence[Step | str] = ("gptq",),
     *,
     resume: str | Path | None = None,
+    keep: bool = False,
+    offload_folder: str | Path | None = None,
     progress: bool | None = None,
 ) -> nn.Module:
     """`Pipeline(*steps).run(model, batches, …)`."""
-    return Pipeline(*steps).run(model, batches, resume=resume, progress=progress)
+    pipeline = Pipeline(*steps)
+    return pipeline.run(model, batches, resume=resume, keep=keep, offload_folder=offload_folder, progress=progress)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from .._digest import digest_of
+from .._version import __version__
 from ..mapping import quantization_map
 from ..nn.base import QModule
 from ..tensor.qtensor import is_small_float
 from .step import Block, Step
 
-__all__ = ["Store"]
+__all__ = ["Store", "clear"]
 
 _PREFIX = "block-"  # of the files' names
 
@@ -33,7 +35,7 @@ class Store:
         steps: of the pipeline.
 
     Raises:
-        ValueError: if the folder belongs to another model, data or pipeline.
+        ValueError: if the folder belongs to another model, data, pipeline or version of quanto.
     """
 
     def __init__(self, folder: Path, model: nn.Module, samples: Sequence[Any], steps: Sequence[Step]) -> None:
@@ -108,6 +110,15 @@ class Store:
             self.folder.rmdir()
 
 
+def clear(folder: Path) -> None:
+    """Removes what a store keeps in a folder, and the folder if nothing else lies in it."""
+    blocks = (folder.glob(f"{_PREFIX}*{end}") for end in (".pt", ".pt.tmp"))
+    for path in [*(path for found in blocks for path in found), *folder.glob("pipeline.json*")]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # something else lies in it, or it is not there
+        folder.rmdir()
+
+
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp")
 
@@ -121,6 +132,7 @@ def _write(path: Path, content: bytes) -> None:
 def _fingerprint(model: nn.Module, samples: Sequence[Any], steps: Sequence[Step]) -> dict[str, str]:
     options = [(type(step).__name__, sorted((k, repr(v)) for k, v in vars(step).items())) for step in steps]
     return {
+        "version": __version__,
         "model": digest_of(json.dumps(quantization_map(model), sort_keys=True, default=str), model.state_dict()),
         "data": digest_of(samples),
         "pipeline": json.dumps(options),

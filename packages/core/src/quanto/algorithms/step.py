@@ -150,7 +150,8 @@ def first_tensor(output: Any) -> Tensor:
     if isinstance(value, Mapping):
         value = next((v for v in value.values() if isinstance(v, Tensor) and v.is_floating_point() and v.ndim), value)
     if not isinstance(value, Tensor):
-        raise TypeError(f"a block must return a tensor or a tuple that starts with one, got {type(output).__name__}")
+        got = type(output).__name__
+        raise TypeError(f"a block must return a tensor, a tuple that starts with one, or a mapping with one, got {got}")
     return value
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +11,10 @@ import torch
 
 from .._digest import digest_of
 from .._progress import track
+from .._version import __version__
 from ..scheme import Rule, Scheme
 from ..serialization.manifest import FILE, Manifest
-from .options import check_length, context_limit, read_tokens
+from .options import check_length, context_limit, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,7 +36,8 @@ class Job:
         scheme: None where rules say all.
         rules, exclude: as of `quanto.quantize`.
         shard_size: largest size of a file.
-        data: a text; None lets the model draw its own.
+        data: where the text is from; None lets the model draw its own.
+        text: what it holds.
         samples: sequences.
         length: tokens in each; None for 512, or what the model takes.
         pipeline: steps.
@@ -49,6 +50,7 @@ class Job:
     exclude: list[str]
     shard_size: str
     data: Path | None
+    text: str | None
     samples: int
     length: int | None
     pipeline: Pipeline
@@ -56,9 +58,10 @@ class Job:
     def identity(self) -> str:
         """The same for the same call."""
         steps = [(type(step).__name__, sorted(vars(step).items())) for step in self.pipeline.steps]
-        text = None if self.data is None else self.data.read_bytes()
         options = self.scheme, self.rules, self.exclude, self.shard_size, self.samples, self.length
-        return digest_of(str(self.model.resolve()), *options, steps, text)
+        files = [f for f in sorted(self.model.iterdir()) if f.is_file()] if self.model.is_dir() else []
+        source = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return digest_of(__version__, str(self.model.resolve()), source, *options, steps, self.text)
 
 
 def calibrate(job: Job) -> tuple[int, Manifest, list[str]]:
@@ -70,27 +73,29 @@ def calibrate(job: Job) -> tuple[int, Manifest, list[str]]:
     Raises:
         ValueError: if the folder can't take the model, no package runs it, or data and model don't fit.
     """
+    from ..algorithms.resume import clear
     from ..serialization.convert import JOURNAL, begin
     from ..serialization.folder import claimed
     from ..serialization.foreign import complete, open_model
 
     blocks = job.output / "quanto.calibration"
     with claimed(job.output):
+        if blocks.exists() and not (job.output / JOURNAL).exists():
+            raise ValueError(f"{blocks} is of another run: remove it, or name another folder for the output")
         begin(job.model, job.output, job.identity())
         try:
             opened, encode = open_model(job.model)
             before = sum({t.data_ptr(): t.nbytes for t in opened.state_dict().values()}.values())
             if not (job.output / FILE).exists():
                 _run(job, opened, _batches(job, opened, encode), blocks)
-        except ValueError:  # the next call will have other options
+        except BaseException:  # nothing is finished, and the next call may have other options
             if not any(blocks.glob("block-*.pt")) and not (job.output / FILE).exists():
-                shutil.rmtree(blocks, ignore_errors=True)
+                clear(blocks)
                 (job.output / JOURNAL).unlink()
             raise
         manifest = Manifest.read(job.output)
         formats = complete(job.model, job.output, manifest)
-        if blocks.exists():
-            shutil.rmtree(blocks)
+        clear(blocks)
         (job.output / JOURNAL).unlink()
     return before, manifest, formats
 
@@ -100,9 +105,9 @@ def _batches(job: Job, model: nn.Module, encode: Any) -> list[Tensor]:
 
     limit = context_limit(model)
     length = min(_LENGTH, limit) if job.length is None else check_length(model, job.length, "--length")
-    if job.data is None:
+    if job.data is None or job.text is None:
         return list(generate_samples(model, job.samples, length, batch_size=1))
-    tokens = read_tokens(job.data, encode, length, job.samples * length)
+    tokens = tokens_of(job.text, job.data, encode, length, job.samples * length)
     return [block.unsqueeze(0) for block in tokens[: len(tokens) // length * length].view(-1, length)]
 
 

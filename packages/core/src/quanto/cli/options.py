@@ -23,6 +23,7 @@ __all__ = [
     "read_scheme",
     "read_tokens",
     "split_words",
+    "tokens_of",
 ]
 
 
@@ -95,7 +96,11 @@ def read_tokens(path: Path, encode: Any, least: int, most: int = 0) -> Tensor:
     Raises:
         ValueError: if it is not UTF-8, or there are fewer than `least`.
     """
-    text = read_text(path)
+    return tokens_of(read_text(path), path, encode, least, most)
+
+
+def tokens_of(text: str, path: Path, encode: Any, least: int, most: int = 0) -> Tensor:
+    """`read_tokens` of a text that was read from a path."""
     if most:  # no token is longer than this on average, and tokenizers are slow on megabytes
         text = text[: 16 * most]
     tokens: Tensor = encode(text)

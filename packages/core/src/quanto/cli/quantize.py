@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .._text import read_text
 from ..scheme import Rule, Scheme
 from ..serialization.manifest import FILE as MANIFEST
 from .options import are_steps, read_rules, read_scheme, split_words
@@ -66,7 +67,8 @@ def quantize(
         _some(scheme, listed)
         pipeline = Pipeline(*(steps or ["gptq"]))
         count = 64 if samples is None else samples
-        job = Job(model, output, scheme, listed, skipped, shard_size, data, count, length, pipeline)
+        text = None if data is None else read_text(data)
+        job = Job(model, output, scheme, listed, skipped, shard_size, data, text, count, length, pipeline)
         result = _summary(*calibrate(job))
     result |= {"output": str(output), "seconds": round(time.perf_counter() - start, 2)}
     if as_json:

@@ -12,6 +12,7 @@ from typing import Any
 __all__ = ["WordErrors", "plain_words", "word_error_rate"]
 
 _LOOSE = re.compile(r"(?<!\S)'+|'+(?!\S)|''+")
+_JOINING = "Cf"  # category of characters that say how letters join or where lines may end
 _WRITTEN = "LMN"  # categories of characters that words consist of: letters, marks on them, numbers
 
 
@@ -48,7 +49,8 @@ def plain_words(text: str) -> list[str]:
     Letters and the marks on them count as one however they are composed (NFC).
     """
     text = unicodedata.normalize("NFC", text.lower().replace("’", "'"))
-    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in _WRITTEN else " " for c in text)
+    kinds = ((c, unicodedata.category(c)) for c in text)
+    kept = "".join(c if c == "'" or kind[0] in _WRITTEN else " " for c, kind in kinds if kind != _JOINING)
     return _LOOSE.sub(" ", kept).split()
 
 

@@ -258,10 +258,11 @@ def _lies_beside(source: Path, folder: Path) -> list[Path]:
     """What to copy, relative to the source: files, and sub-folders without weights, as of sentence-transformers."""
     found = []
     for path in sorted(source.iterdir()):
-        if path.name.startswith(("quanto.", ".")) or path.resolve() in (folder.resolve(), *folder.resolve().parents):
+        if path.name.startswith(("quanto.", ".")):
             continue
         files = [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if f.is_file()]
-        if not any(_BESIDE.fullmatch(file.name) for file in files):
+        files = [file for file in files if folder.resolve() not in file.resolve().parents]
+        if not any(_BESIDE.fullmatch(file.name) or file.name in (FILE, JOURNAL) for file in files):
             found += [file.relative_to(source) for file in files]
     return found
 

@@ -99,7 +99,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
         wait: whether to wait for another holder.
 
     Raises:
-        ValueError: if another process writes to the folder, and `wait` is false.
+        ValueError: if another call writes to the folder, and `wait` is false.
     """
     try:
         import fcntl
@@ -118,7 +118,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise ValueError(f"{folder} is being written by another process: wait for it, or stop it") from None
+            raise ValueError(f"{folder} is being written by another call: wait for it, or stop it") from None
         except OSError:  # a file system without locks
             pass
         yield
@@ -134,17 +134,17 @@ def claimed(folder: Path) -> Iterator[None]:
     """Makes a folder if there is none, and keeps other processes out of it; one that stays empty is removed.
 
     Raises:
-        ValueError: if another process writes to it.
+        ValueError: if another call writes to it.
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(folder, wait=False):
+    with locked(folder, wait=False):
+        try:
             yield
-    finally:
-        if made:
-            with contextlib.suppress(OSError):  # it holds something
-                folder.rmdir()
+        finally:
+            if made:
+                with contextlib.suppress(OSError):  # it holds something
+                    folder.rmdir()
 
 
 def remove(folder: Path, names: Iterable[str]) -> None:
