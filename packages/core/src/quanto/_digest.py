@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+
+from ._bytes import bytes_of
 
 __all__ = ["digest_of"]
 
@@ -29,7 +30,7 @@ def _add(digest: Any, value: Any) -> None:
         digest.update(f"{tuple(value.shape)} {value.dtype} ".encode())
         value = value.detach().cpu().contiguous() if not value.is_meta else value
         if not value.is_meta and value.numel():
-            digest.update((ctypes.c_char * value.nbytes).from_address(value.data_ptr()))
+            digest.update(bytes_of(value))
     elif isinstance(value, Mapping):
         digest.update(f"{len(value)} names ".encode())
         for name in value:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._bytes import check_finite
+from .._context import context_limit
 from ..model import arrange
 from ..nn.base import QModule
 from ..nn.handover import before_calibration
@@ -165,8 +167,8 @@ def _check_weights(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for parameter in module._slots if isinstance(module, QModule) else ():
             value = module._parameters.get(parameter)
-            if value is not None and value.numel() and not all(t.isfinite() for t in value.detach().aminmax()):
-                raise ValueError(f"{name}.{parameter} holds NaN or infinity")
+            if value is not None:
+                check_finite(f"{name}.{parameter}", value)
 
 
 def _made(folder: str | Path | None) -> Path | None:
@@ -178,8 +180,7 @@ def _made(folder: str | Path | None) -> Path | None:
 
 
 def _drawn(model: nn.Module, progress: bool | None) -> list[Any]:
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    length = min(_LENGTH, limit) if isinstance(limit, int) and limit > 0 else _LENGTH
+    length = min(_LENGTH, context_limit(model))
     try:
         with as_float(model):
             return list(generate_samples(model, length=length, progress=progress))

@@ -14,7 +14,7 @@ from .._progress import track
 from .._version import __version__
 from ..scheme import Rule, Scheme
 from ..serialization.manifest import FILE, Manifest
-from .options import check_length, context_limit, tokens_of
+from .options import length_for, sequences, tokens_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -103,12 +103,10 @@ def calibrate(job: Job) -> tuple[int, Manifest, list[str]]:
 def _batches(job: Job, model: nn.Module, encode: Any) -> list[Tensor]:
     from ..algorithms import generate_samples
 
-    limit = context_limit(model)
-    length = min(_LENGTH, limit) if job.length is None else check_length(model, job.length, "--length")
+    length = length_for(model, job.length, _LENGTH, "--length")
     if job.data is None or job.text is None:
         return list(generate_samples(model, job.samples, length, batch_size=1))
-    tokens = tokens_of(job.text, job.data, encode, length, job.samples * length)
-    return [block.unsqueeze(0) for block in tokens[: len(tokens) // length * length].view(-1, length)]
+    return sequences(tokens_of(job.text, job.data, encode, length, job.samples * length), length)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import check_length, context_limit, read_tokens
+from .options import length_for, read_tokens
 from .output import print_json
 
 __all__ = ["evaluate"]
@@ -51,7 +51,7 @@ def _language(folder: Path, data: Path, against: Path | None, block: int | None,
     for name, module in model.named_modules():
         if isinstance(module, QModule) and module.scheme.dynamic is False and module.input_scale is None:
             raise ValueError(f"{folder}: {name} has static activations and no scale for them: it was never calibrated")
-    block = min(2048, context_limit(model)) if block is None else check_length(model, block, "--block")
+    block = length_for(model, block, 2048, "--block")
     tokens = read_tokens(data, encode, block, blocks * block)
     found: dict[str, Any] = {"perplexity": perplexity(model, tokens, block=block)}
     if against is not None:

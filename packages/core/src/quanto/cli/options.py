@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -12,16 +11,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._context import context_limit
 from .._text import read_text
 from ..scheme import Rule, Scheme
 
 __all__ = [
     "are_steps",
-    "check_length",
-    "context_limit",
+    "length_for",
     "read_rules",
     "read_scheme",
     "read_tokens",
+    "sequences",
     "split_words",
     "tokens_of",
 ]
@@ -109,22 +109,23 @@ def tokens_of(text: str, path: Path, encode: Any, least: int, most: int = 0) -> 
     return tokens[:most] if most else tokens
 
 
-def context_limit(model: nn.Module) -> int:
-    """How many tokens a language model takes, by what its configuration calls it; very many if it doesn't say."""
-    config = getattr(model, "config", None)
-    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx"))
-    return next((limit for limit in found if isinstance(limit, int) and limit > 0), sys.maxsize)
-
-
-def check_length(model: nn.Module, length: int, option: str) -> int:
-    """The length itself.
+def length_for(model: nn.Module, given: int | None, usual: int, option: str) -> int:
+    """How many tokens are read at a time: what is given, else what is usual or the model takes.
 
     Raises:
-        ValueError: if the model takes fewer tokens.
+        ValueError: if the model takes fewer than are given.
     """
-    if length > context_limit(model):
-        raise ValueError(f"{option} {length} is too long: the model takes {context_limit(model)} tokens")
-    return length
+    limit = context_limit(model)
+    if given is None:
+        return min(usual, limit)
+    if given > limit:
+        raise ValueError(f"{option} {given} is too long: the model takes {limit} tokens")
+    return given
+
+
+def sequences(tokens: Tensor, length: int) -> list[Tensor]:
+    """Whole sequences of a text's tokens, `[1, length]` each."""
+    return [block.unsqueeze(0) for block in tokens[: len(tokens) // length * length].view(-1, length)]
 
 
 def split_words(values: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..scheme import Scheme
-from .options import check_length, context_limit, read_tokens, split_words
+from .options import length_for, read_tokens, sequences, split_words
 from .output import print_json
 
 __all__ = ["plan"]
@@ -57,9 +57,8 @@ def plan(
     model, encode = open_model(folder)
     batches = None
     if data is not None:
-        length = min(512, context_limit(model)) if length is None else check_length(model, length, "--length")
-        tokens = read_tokens(data, encode, length, samples * length)
-        batches = [block.unsqueeze(0) for block in tokens[: len(tokens) // length * length].view(-1, length)]
+        length = length_for(model, length, 512, "--length")
+        batches = sequences(read_tokens(data, encode, length, samples * length), length)
     layers = known_layers(folder)
     others = [] if layers is None else [name for name, _ in model.named_modules() if name and name not in layers]
     found = make(

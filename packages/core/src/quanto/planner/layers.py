@@ -74,16 +74,6 @@ def find_layers(model: nn.Module, exclude: Sequence[str] = ()) -> list[Layer]:
     return found
 
 
-def check_finite(name: str, weight: Tensor) -> None:
-    """Looks for what no code stands for.
-
-    Raises:
-        ValueError: naming a weight that holds NaN or infinity.
-    """
-    if weight.numel() and not weight.is_meta and not all(t.isfinite() for t in weight.detach().aminmax()):
-        raise ValueError(f"{name}.weight holds NaN or infinity")
-
-
 def encode(layer: Layer, scheme: Scheme, meta: bool = False) -> QTensor:
     """The weight's rows under a scheme; without values if `meta`."""
     slot = layer.slot(scheme)

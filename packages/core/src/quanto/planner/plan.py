@@ -117,9 +117,7 @@ class Plan:
         return json.dumps({"rules": self._tables()}, indent=1) + "\n"
 
     def _tables(self) -> list[dict[str, Any]]:
-        s = self.sensitivity
-        schemes = (s.candidates[choice] for choice in self.choices)
-        return [{"pattern": glob.escape(n), **scheme.to_dict()} for n, scheme in zip(s.layers, schemes, strict=True)]
+        return [{"pattern": rule.pattern, **rule.scheme.to_dict()} for rule in self.rules if rule.scheme is not None]
 
     def __str__(self) -> str:
         return describe(self)

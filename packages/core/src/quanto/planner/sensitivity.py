@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import nn
 
+from .._bytes import check_finite
 from .._digest import digest_of
 from .._progress import track
 from ..scheme import Scheme
 from ..serialization.folder import replace_text
 from ..tensor import QTensor
 from .fisher import Objective, drawn_targets, second_order
-from .layers import Layer, check_finite, encode, find_layers, stored_bits
+from .layers import Layer, encode, find_layers, stored_bits
 
 __all__ = ["Sensitivity", "sensitivity"]
 
@@ -94,7 +95,7 @@ def sensitivity(
         raise ValueError("candidates must name at least one scheme")
     layers = find_layers(model, [exclude] if isinstance(exclude, str) else exclude)
     for layer in layers:
-        check_finite(layer.name, layer.weight)
+        check_finite(f"{layer.name}.weight", layer.weight)
     batches = None if data is None else list(data)
     if calibrated and batches is None:
         raise ValueError("calibrated=True needs data")

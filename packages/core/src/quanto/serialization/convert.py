@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._bytes import bytes_of, check_finite
 from .._progress import track
 from .._version import __version__
 from ..nn.slot import PARTS, Slot
@@ -54,8 +54,7 @@ class Weight:
         Raises:
             ValueError: if it holds what no code stands for.
         """
-        if not tensor.is_meta and tensor.numel() and not all(t.isfinite() for t in tensor.aminmax()):
-            raise ValueError(f"{self.name} holds NaN or infinity")
+        check_finite(self.name, tensor)
         q = quantize_tensor(self.slot.rows(tensor), self.slot.scheme)
         made = zip(PARTS, (q.codes, q.scale, q.zero_point, q.global_scale), strict=True)
         return {f"{self.name}_{part}": t for part, t in made if t is not None}
@@ -318,7 +317,7 @@ def _contents(
             made |= chosen[first].parts(tensor) if first in chosen else {first: tensor}
         tensor = made.pop(name).contiguous()
         if tensor.numel():
-            yield memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
+            yield bytes_of(tensor)
 
 
 _NOTHING = nn.Identity()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .._bytes import bytes_of
 from .._progress import track
 from ..mapping import quantization_map
 from ..nn.checkpoint import postponed, resolve, source
@@ -136,8 +136,7 @@ def _contents(
         next(bar, None)
         tensor = stored(resolve(tensors[name])).detach().cpu().contiguous()
         if tensor.numel():
-            # not through numpy, which torch does not require and which lacks bfloat16 and float8
-            yield memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
+            yield bytes_of(tensor)
 
 
 def _bytes(size: int | str) -> int:
