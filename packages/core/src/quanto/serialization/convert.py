@@ -171,7 +171,7 @@ def convert(
         origin |= dict.fromkeys(made, name)
     shards = [_aligned_first(shard, infos) for shard in _split(infos, limit)]
     files = [f"quanto-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    _begin(folder, source, chosen, files, shards)
+    _begin(folder, source, chosen, shards)
     bar = iter(track(source.infos, "quantize", enabled=progress))
     sizes: list[int] = []
     for file, names in zip(files, shards, strict=True):
@@ -249,8 +249,9 @@ def _check_room(source: Path, folder: Path, beside: bool) -> None:
     others = [
         new for old, new in copied if new.exists() and (not new.is_file() or new.read_bytes() != old.read_bytes())
     ]
-    for path in [*weights, *others]:
-        raise ValueError(f"{path} is of another model: remove it, or name another folder for the output")
+    if weights or others:
+        first = [*weights, *others][0]
+        raise ValueError(f"{first} is of another model: remove it, or name another folder for the output")
 
 
 def _lies_beside(source: Path, folder: Path) -> list[Path]:
@@ -283,9 +284,7 @@ def _entry(weight: Weight) -> dict[str, Any]:
     return {"scheme": slot.scheme.to_dict(), "parameters": {"weight": described}}
 
 
-def _begin(
-    folder: Path, source: Source, chosen: Mapping[str, Weight], files: list[str], shards: list[list[str]]
-) -> None:
+def _begin(folder: Path, source: Source, chosen: Mapping[str, Weight], shards: list[list[str]]) -> None:
     """Makes the folder, or recognizes the unfinished one of the same call."""
     what = {
         "version": __version__,
