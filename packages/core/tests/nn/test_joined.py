@@ -18,6 +18,7 @@ from quanto.kernels import KernelSpec, Layout, kernels
 from quanto.plugins import plugins
 
 CALLS: list[int] = []
+STACKED: list[tuple[Any, ...]] = []
 
 
 class _Undo(Exception):
@@ -45,7 +46,8 @@ def flipped() -> Iterator[None]:
     try:
         with kernels.transaction("test-plugin"):
             kernels.specs = {n: s for n, s in kernels.specs.items() if s.reference}
-            kernels.register_layout(Layout("test.backwards", _flip, _flip, stacks=2))
+            told = lambda tensors, *rest: STACKED.append((tuple(tensors[0].shape), *rest))  # noqa: E731
+            kernels.register_layout(Layout("test.backwards", _flip, _flip, stacks=2, stacked=told))
             kernels.register(spec)
             yield
             raise _Undo
@@ -86,7 +88,11 @@ def test_one_product_with_the_same_results(qtype: str, bias: bool) -> None:
     block = _block(qtype, bias=bias)
     want, state = block(X), {n: t.clone() for n, t in block.state_dict().items()}
     before = sum(p.numel() * p.element_size() for p in block.parameters())
+    STACKED.clear()
     assert quanto.join(block) == [NAMES]
+    size, blocks = 32 if qtype == "int4" else 64, block.q_proj.operand().block_size
+    assert STACKED.pop() == ((64, size), qtype, blocks, 64)
+    assert not STACKED
     CALLS.clear()
     for _ in range(3):
         assert torch.allclose(block(X), want, rtol=0, atol=1e-6)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from .runtime import import_triton, interpreted
 
-__all__ = ["begin"]
+__all__ = ["begin", "prepare"]
 
 _mutex = threading.Lock()
 _begun: list[threading.Thread] = []
@@ -29,6 +31,18 @@ def begin(device: torch.device) -> None:
             _begun.extend(threading.Thread(target=_quietly, args=(part,), name="quanto-triton") for part in _PARTS)
             for thread in _begun:
                 thread.start()
+
+
+def prepare(weight: Sequence[Any], qtype: str, block_size: Sequence[int], size: int) -> None:
+    """Begins to compile what one token will want of a weight that was just tiled, in threads of their own."""
+    codes = weight[0]
+    if codes.device.type != "cuda" or interpreted() or type(codes) not in (torch.Tensor, torch.nn.Parameter):
+        return
+    from .ops import stream
+
+    with contextlib.suppress(Exception):  # the first call meets the same, and says it
+        import_triton()
+        stream.prepare(weight, qtype, block_size, size)
 
 
 def _quietly(part: str) -> None:

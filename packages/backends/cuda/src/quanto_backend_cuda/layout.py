@@ -22,7 +22,7 @@ from quanto.kernels import Layout, Request
 from quanto.kernels.layout import Tensors
 from quanto.qtypes import get_qtype
 
-from .beginning import begin
+from .beginning import begin, prepare
 
 __all__ = ["TILED", "refuse", "tile", "untile"]
 
@@ -130,6 +130,7 @@ def _pack(tensors: Tensors, qtype: str, block_size: tuple[int, ...], size: int) 
     if _tiles_scale(block_size):
         scale = tile(scale.contiguous(), 1)
         zero = None if zero is None else tile(zero.contiguous(), 1)
+    prepare((tiles, scale, zero, shared), qtype, block_size, size)
     return tiles, scale, zero, shared
 
 
@@ -163,4 +164,4 @@ def refuse(request: Request) -> str | None:
 
 
 #: see the module.
-TILED = Layout("quanto-backend-cuda.tiled", _pack, _unpack, stacks=_ROWS)
+TILED = Layout("quanto-backend-cuda.tiled", _pack, _unpack, stacks=_ROWS, stacked=prepare)

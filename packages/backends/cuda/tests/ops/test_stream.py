@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import quanto
+from quanto_backend_cuda.layout import TILED
 from quanto_backend_cuda.ops import stream
+from quanto_backend_cuda.ops.trial import Trial
 from quanto_backend_cuda.ops.weights import facts
 from quanto_backend_cuda.tables import Tile
 
@@ -61,6 +63,31 @@ def test_weights_are_settled_once_for_each_version() -> None:
     del codes
     gc.collect()
     assert len(stream._seen) == count - 1
+
+
+@pytest.mark.parametrize(("qtype", "options"), [("int4", {"symmetric": True}), ("int8", {}), ("mxfp4", {})])
+def test_what_one_token_wants_is_prepared_as_a_weight_is_tiled(
+    qtype: str, options: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[Any] = []
+    trial = Trial("tests")
+    monkeypatch.setattr(trial, "serves", lambda device: True)
+    monkeypatch.setattr(trial, "prepare", lambda kind, start, device: kinds.append(kind))
+    monkeypatch.setattr(trial, "run", lambda kind, *_: kinds.append(kind) or True)
+    monkeypatch.setattr(stream, "TRIAL", trial)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    w = quanto.quantize_tensor(torch.randn(256, 512, dtype=torch.bfloat16, device=device), qtype, **options)
+    block = list(w.block_size)
+    weight = TILED.pack((w.codes, w.scale, w.zero_point, None), qtype, w.block_size, 512)
+    kinds.clear()
+    stream.prepare(weight, qtype, block, 512)
+    if qtype == "mxfp4":  # which the kernel does not take
+        assert kinds == []
+        return
+    x = torch.randn(1, 512, dtype=torch.bfloat16, device=device)
+    assert stream.stream(x, weight, None, facts(qtype, block, 512), x.new_empty(1, 256), qtype, block)
+    assert len(kinds) == 2
+    assert kinds[0] == kinds[1]
 
 
 def test_every_split_has_work() -> None:

@@ -65,6 +65,28 @@ def test_another_is_waited_for_by_the_first(problem: Any) -> None:
     assert trial.checked == {"kind"}
 
 
+def test_what_was_prepared_is_waited_for(problem: Any) -> None:
+    trial, kernel, right = Trial("tests"), Kernel(problem[-1]), problem[-1]
+    out = torch.empty_like(right)
+    for _ in range(2):
+        trial.prepare("kind", lambda: runtime.launch(kernel, (1,), out), right.device)
+    assert kernel.compiled == [], "nobody waits"
+    threading.Timer(0.05, kernel.let.set).start()
+    assert (run(trial, kernel, problem) == right).all()
+    assert len(kernel.compiled) == 2, "once ahead; with Triton the call then finds it compiled"
+
+
+def test_what_can_not_be_prepared_is_left_to_the_call(problem: Any) -> None:
+    def fails() -> None:
+        raise RuntimeError("no driver")
+
+    trial, kernel = Trial("tests"), Kernel(problem[-1])
+    trial.prepare("kind", fails, problem[-1].device)
+    kernel.let.set()
+    assert (run(trial, kernel, problem) == problem[-1]).all(), "what failed once need not fail again"
+    assert not trial.refused
+
+
 def test_a_refused_kernel_serves_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, answer in (("warpgroups", True), ("interpreted", False), ("gluon", True)):
         monkeypatch.setattr(module, name, lambda *_, answer=answer: answer)

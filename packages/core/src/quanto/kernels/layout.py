@@ -36,9 +36,11 @@ class Layout:
         unpack: `(tensors, qtype, block_size, size) -> tensors`, back to canonical, bit for bit; on any device, since
             offloading moves tensors by itself, and on meta.
         stacks: weights whose rows are a multiple of it may be stacked by stacking their tensors; 0: they may not.
+        stacked: told `(tensors, qtype, block_size, size)` of weights that were stacked, as `pack` is of each; or None.
     """
 
     name: str
     pack: Callable[[Tensors, str, tuple[int, ...], int], Tensors]
     unpack: Callable[[Tensors, str, tuple[int, ...], int], Tensors]
     stacks: int = 0
+    stacked: Callable[[Tensors, str, tuple[int, ...], int], None] | None = None

@@ -65,6 +65,9 @@ class Joined:
         slot = members[0]._slots["weight"]
         key = make_key(first.qtype, first.block_size, (sum(rows), first.size), scale, zero, slot.layout)
         self._weight = Weight(codes, scale, zero, None, first.qtype, first.block_size, first.size, key)
+        tell = kernels.layouts[slot.layout].stacked
+        if tell is not None:
+            tell((codes, scale, zero, None), first.qtype, first.block_size, first.size)
         self._bias = None if members[0].bias is None else _stack([m.bias for m in members])
         #: input, its version, the parts of the result, and how many have yet to be taken
         self._last: tuple[Tensor, int, tuple[Tensor, ...], int] | None = None

@@ -18,9 +18,9 @@ from ..runtime import launch
 from ..tables import Tile, nearest
 from ..workspace import locks
 from .trial import Trial
-from .weights import Facts, aligned, stretches
+from .weights import Facts, aligned, facts, stretches
 
-__all__ = ["KERNEL", "TOKENS", "TRIAL", "settle", "start", "stream", "takes"]
+__all__ = ["KERNEL", "TOKENS", "TRIAL", "prepare", "settle", "start", "stream", "takes"]
 
 #: its tables.
 KERNEL = "stream"
@@ -50,11 +50,39 @@ def stream(
     settle(out, codes, scale, zero)
     given = (aligned(codes), aligned(scale), None if zero is None else aligned(zero), shared)
     rows = aligned(x)
-    ragged = (x.shape[0] % tile.bm > 0, out.shape[1] % tile.bn > 0, x.shape[1] // 128 % tile.kw > 0)
-    split = tile.splits(x.shape[0], out.shape[1], x.shape[1] // 128) > 1
-    parts = (zero is not None, shared is not None, None if bias is None else bias.dtype, scale.dtype, x.dtype)
-    kind = (f, tile, ragged, split, parts, x.device.index)
+    kind = _kind(x, weight, bias, f, out.shape[1], tile)
     return TRIAL.run(kind, lambda: start(rows, given, bias, f, out, tile), x, weight, bias, out, qtype, block)
+
+
+def _kind(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, n: int, tile: Tile) -> tuple[Any, ...]:
+    """What makes another kernel of it, or lets it meet an edge."""
+    _, scale, zero, shared = weight
+    m, chunks = x.shape[0], x.shape[1] // 128
+    ragged = (m % tile.bm > 0, n % tile.bn > 0, chunks % tile.kw > 0)
+    split = tile.splits(m, n, chunks) > 1
+    parts = (zero is not None, shared is not None, None if bias is None else bias.dtype, scale.dtype, x.dtype)
+    return (f, tile, ragged, split, parts, x.device.index)
+
+
+def prepare(weight: Sequence[Any], qtype: str, block: Sequence[int], size: int) -> None:
+    """Begins to compile the kernel that one token, and no bias, will want of a tiled weight with `size` columns.
+
+    Nothing is read of the weight, and nothing raised.
+    """
+    codes, scale, zero, _ = weight
+    f, device = facts(qtype, block, size), codes.device
+    if not TRIAL.serves(device) or not takes(f, size, scale.dtype, zero, scale):
+        return
+    if torch.cuda.is_current_stream_capturing():
+        return
+    n = codes.shape[0]
+    tile = nearest(KERNEL, qtype, 1, n, size, device)
+    if tile.elsewhere:
+        return
+    x, out = (torch.empty(1, width, dtype=scale.dtype, device=device) for width in (size, n))
+    # weights of the same types and sizes that take no memory
+    given = [None if t is None else t.new_empty((1,) * t.ndim).expand(t.shape) for t in weight]
+    TRIAL.prepare(_kind(x, given, None, f, n, tile), lambda: start(x, given, None, f, out, tile), device)
 
 
 def settle(out: Tensor, codes: Tensor, *rest: Tensor | None) -> None:

@@ -29,6 +29,9 @@ __all__ = ["Trial", "agrees", "gluon"]
 
 # Share of a row's largest value by which the first call may differ from torch's, which rounds the same weight.
 _SAME = 0.02
+# Kernels that are compiled before anybody asks, at the most; one after another, since two hold each other up.
+_PREPARED = 8
+_in_a_row = threading.Lock()
 
 
 @functools.cache
@@ -57,11 +60,20 @@ class Trial:
         self.checked: set[Any] = set()
         self._late = False
         self._begun: dict[Any, _Compiling] = {}
+        self._prepared: dict[Any, _Compiling] = {}
         self._mutex = threading.Lock()
 
     def serves(self, device: torch.device) -> bool:
         """Whether the kernel runs there: the device has Hopper's instructions, and Triton the language."""
         return warpgroups(device) and not self.refused and not interpreted() and gluon()
+
+    def prepare(self, kind: Any, start: Callable[[], None], device: torch.device) -> None:
+        """Compiles a kernel that the first call will want; what goes wrong is met, and said, by that call."""
+        with self._mutex:
+            if len(self._prepared) >= _PREPARED or kind in self._prepared or kind in self.checked:
+                return
+            with contextlib.suppress(Exception):
+                self._prepared[kind] = _Compiling(start, device, _in_a_row)
 
     def run(
         self,
@@ -90,6 +102,10 @@ class Trial:
         if torch.cuda.is_current_stream_capturing() if x.is_cuda else False:
             self._say_late()
             return False
+        prepared = self._prepared.get(kind)
+        if prepared is not None:
+            with contextlib.suppress(Exception):
+                prepared.wait()
         with self._mutex:
             begun = self._begun.get(kind)
             first = begun is None
@@ -139,10 +155,17 @@ class Trial:
 
 
 class _Compiling:
-    """Compiles a kernel in another thread. Its arguments are made in this one, whose stream may be captured later."""
+    """Compiles a kernel in another thread. Its arguments are made in this one, whose stream may be captured later.
 
-    def __init__(self, start: Callable[[], None], device: torch.device) -> None:
+    Args:
+        start: starts the kernel.
+        device: where.
+        turn: a lock that it waits for, or None.
+    """
+
+    def __init__(self, start: Callable[[], None], device: torch.device, turn: Any = None) -> None:
         self._device = device
+        self._turn = contextlib.nullcontext() if turn is None else turn
         self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         try:
@@ -158,7 +181,8 @@ class _Compiling:
 
     def _run(self, work: list[Callable[[], None]]) -> None:
         try:
-            with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
+            at = torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
+            with self._turn, at:
                 for compile_one in work:
                     compile_one()
         except Exception as error:
