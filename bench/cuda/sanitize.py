@@ -9,6 +9,7 @@ Prints each problem and its relative error. No shape is a multiple of the tiles.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -17,8 +18,12 @@ from torch import Tensor
 
 import quanto
 from quanto_backend_cuda.layout import TILED
+from quanto_backend_cuda.ops import specialized, stream
 from quanto_backend_cuda.ops.attend import define_attend
+from quanto_backend_cuda.ops.weights import facts
+from quanto_backend_cuda.runtime import warpgroups
 from quanto_backend_cuda.specs import specs
+from quanto_backend_cuda.tables import Tile
 
 __all__ = ["main"]
 
@@ -97,6 +102,36 @@ def _grouped() -> bool:
     return _say("grouped_linear int4", got, want)
 
 
+def _clustered() -> bool:
+    """Blocks that hand sums over inside their cluster: of eight, four and two."""
+    if not warpgroups(torch.device("cuda", 0)):
+        return True
+    good = True
+    tiles = [
+        (1024, 16, Tile(128, 16, stages=4, blocks=24, cluster=8)),
+        (1408, 13, Tile(64, 16, stages=3, blocks=20, cluster=4)),
+        (640, 33, Tile(128, 64, stages=3, blocks=6, cluster=8)),
+    ]
+    for (k, m, tile), qtype in itertools.product(tiles, ("int4", "int8")):
+        n = 272
+        w = quanto.quantize_tensor(_random(n, k), qtype)
+        weight = TILED.pack((w.codes, w.scale, w.zero_point, w.global_scale), qtype, w.block_size, k)
+        x, bias, out = _random(m, k), _random(n), torch.full((m, n), float("nan"), device="cuda", dtype=torch.bfloat16)
+        stream.start(x, weight, bias, facts(qtype, list(w.block_size), k), out, tile)
+        want = x.double() @ w.dequantize(torch.float32).double().t() + bias.double()
+        good &= _say(f"linear_tiled {qtype} {m}, {tile.clustered(m, n, k // 128)} blocks to a cluster", out, want)
+    for (m, k), qtype in itertools.product(((250, 1408), (130, 640)), ("int4", "int8")):
+        n, tile = 4000, Tile(128, 128, stages=6, blocks=132, cluster=2)
+        w = quanto.quantize_tensor(_random(n, k), qtype)
+        weight = TILED.pack((w.codes, w.scale, w.zero_point, w.global_scale), qtype, w.block_size, k)
+        x, bias, out = _random(m, k), _random(n), torch.full((m, n), float("nan"), device="cuda", dtype=torch.bfloat16)
+        assert specialized.clustered(m, n, k, tile, x.device)
+        specialized.start(x, weight, bias, facts(qtype, list(w.block_size), k), out, tile)
+        want = x.double() @ w.dequantize(torch.float32).double().t() + bias.double()
+        good &= _say(f"linear_tiled {qtype} {m}, 2 blocks to a cluster", out, want)
+    return good
+
+
 def _attend() -> bool:
     ops, good = torch.ops.quanto_cuda, True
     for length in (37, 700):
@@ -122,6 +157,7 @@ def main() -> int:
     for pair in (("int8", "int8"), ("int8", "int4"), ("float8_e4m3fn", "float8_e4m3fn")):
         good &= _scaled(*pair, few)
     good &= _grouped()
+    good &= _clustered()
     good &= _attend()
     torch.cuda.synchronize()
     return 0 if good else 1

@@ -120,3 +120,16 @@ def test_rings_fit_in_the_shared_memory_of_hopper(tokens: int, n: int, k: int) -
     for qtype in ("int8", "float8_e4m3fn", "float8_e5m2"):
         t = nearest("product", qtype, 129 + tokens, n, k, CPU)
         assert t.stages * (t.bn + t.bm) * 128 + t.bm * min(t.bn, 16384 // t.bm) * 2 + 1024 <= 227 << 10
+
+
+def test_clusters_have_as_many_blocks_as_are_wanted_each_with_work() -> None:
+    tile = Tile(128, 16, blocks=264, cluster=8)
+    assert tile.clustered(16, 4096, 32) == 8
+    assert tile.clustered(16, 14336, 32) == 2
+    assert tile.clustered(16, 6144, 32) == 4
+    assert tile.clustered(16, 28672, 32) == 1, "tiles enough"
+    assert tile.clustered(16, 1024, 32) == 8, "no more than a cluster has"
+    assert tile.clustered(16, 4096, 1) == 1, "nothing to share"
+    assert tile.clustered(16, 4096, 9) == 1, "eight blocks, of which three would have nothing"
+    assert Tile(128, 16, blocks=264).clustered(16, 4096, 32) == 1
+    assert Tile(128, 16, blocks=264, cluster=2).clustered(16, 14336, 32) == 2

@@ -53,6 +53,7 @@ class Tile:
         tma: read tiles through tensor descriptors.
         ahead: pieces of the weight (tiles of 16 x 128, or 512 bytes of a row) to fetch into the L2 while the kernel
             before still runs; a power of two.
+        cluster: the most blocks of threads that share a tile as a cluster; 1: they do so through memory.
         stripe: tiles of tokens whose blocks are neighbours, where tiles are dealt in stripes.
     """
 
@@ -68,6 +69,7 @@ class Tile:
     tma: bool = False
     ahead: int = 0
     stripe: int = 8
+    cluster: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """What is not the default, as tables have it; the two sizes always."""
@@ -90,6 +92,16 @@ class Tile:
         want = max(1, min(round(self.blocks / tiles), units, 64))
         each = -(-units // want)
         return -(-units // each)
+
+    def clustered(self, m: int, n: int, chunks: int) -> int:
+        """Blocks of threads of the cluster that shares a tile: at most those wanted for it, each with work; or 1."""
+        tiles = -(-n // self.bn) * -(-m // self.bm)
+        units = -(-chunks // self.kw)
+        want = min(round(self.blocks / tiles), units)
+        if self.cluster == 1 or want < 2:
+            return 1
+        size = min(1 << (want.bit_length() - 1), self.cluster)
+        return size if -(-units // -(-units // size)) == size else 1
 
 
 _DEFAULTS = {f.name: f.default for f in fields(Tile)}

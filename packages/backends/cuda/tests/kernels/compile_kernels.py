@@ -123,9 +123,9 @@ def weights() -> Iterator[tuple[quanto.QTensor, str]]:
 def many_tokens() -> None:
     """The kernel with specialized warps: alone at its tiles and not, every kind, with all that it may be given."""
     kinds = ["int4"] if FEW else ["int4", "int8", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"]
-    for name, dtype, tile in itertools.product(
-        kinds, (torch.bfloat16, torch.float16), (Tile(128, 256, stages=5), Tile(128, 128, stages=8, blocks=132))
-    ):
+    tiles = (Tile(128, 256, stages=5), Tile(128, 128, stages=8, blocks=132),
+             Tile(128, 128, stages=8, blocks=12, cluster=2))  # fmt: skip
+    for name, dtype, tile in itertools.product(kinds, (torch.bfloat16, torch.float16), tiles):
         if FEW and dtype == torch.float16:
             continue
         w = quanto.quantize_tensor(torch.randn(256, 512, dtype=dtype), name)
@@ -152,7 +152,8 @@ def quantized() -> None:
 def few_tokens() -> None:
     """The kernel that reads the weight ahead, likewise."""
     kinds = ["int4"] if FEW else ["int4", "int8", "int3", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"]
-    tiles = (Tile(8, 1, 8, stages=3), Tile(64, 16, stages=4, blocks=8), Tile(16, 2, 8, warps=8, stages=3))
+    tiles = (Tile(8, 1, 8, stages=3), Tile(64, 16, stages=4, blocks=8), Tile(16, 2, 8, warps=8, stages=3),
+             Tile(64, 16, stages=3, blocks=8, cluster=8), Tile(128, 64, stages=3, blocks=8, cluster=8))  # fmt: skip
     for name, dtype, tile in itertools.product(kinds, (torch.bfloat16, torch.float16), tiles):
         if (FEW or name != "int4") and (dtype == torch.float16 or tile.warps == 8):
             continue

@@ -81,6 +81,25 @@ def test_shared_tiles_are_another_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(kinds) == 2
 
 
+def test_clusters_are_of_two_blocks_at_each_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(specialized, "sm_count", lambda device: 132)
+    tile, meta = Tile(128, 128, blocks=132, cluster=2), torch.device("meta", 8)
+    assert specialized.clustered(256, 4096, 4096, tile, meta)
+    assert specialized.clustered(256, 4096, 4000, tile, meta), "the halves need not be equal"
+    assert not specialized.clustered(256, 4096, 128, tile, meta), "nothing to share"
+    assert not specialized.clustered(128, 4096, 4096, tile, meta), "four blocks at each"
+    assert not specialized.clustered(512, 4096, 4096, tile, meta), "most of the GPU is busy: nobody shares"
+    assert not specialized.clustered(256, 4096, 4096, Tile(128, 128, blocks=132), meta)
+    # a cluster is what Triton starts side by side: its blocks have the same tile
+    d = specialized.dealt(256, 4096, 4096, tile, meta)
+    from quanto_backend_cuda.kernels import pieces as kernels
+
+    for p in range(d.blocks):
+        monkeypatch.setattr(kernels, "gl", Block(p, d.blocks))
+        assert kernels.pieces.fn(d.whole, d.rest, d.sharers, d.chunks) == 1
+        assert kernels.piece.fn(0, d.whole, d.rest, d.sharers, d.chunks)[0] == p // 2
+
+
 @pytest.mark.parametrize(
     ("qtype", "options", "size", "taken"),
     [

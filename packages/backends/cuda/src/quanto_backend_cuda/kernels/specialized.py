@@ -26,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .addresses import row_bytes, rows_at, scale_at, scale_value
+from .cluster import area, arrive, expect, half, in_clusters, met
 from .decode import zero_operand
 from .dependent import launch_dependents, wait_for_kernel_ahead
 from .operand import operand, twice
@@ -48,7 +49,9 @@ def _words_layout(ROWS, WORDS):
 
 
 @gluon.jit
-def _loader(x, xs, full, empty, TM, TN, C, whole, rest, sharers, STRIPE: gl.constexpr):
+def _loader(x, xs, full, empty, TM, TN, C, whole, rest, sharers, STRIPE: gl.constexpr, CLUSTER: gl.constexpr):
+    if CLUSTER > 1:
+        arrive()
     STAGES: gl.constexpr = xs.shape[0]
     BM: gl.constexpr = xs.shape[1]
     wait_for_kernel_ahead()
@@ -63,6 +66,10 @@ def _loader(x, xs, full, empty, TM, TN, C, whole, rest, sharers, STRIPE: gl.cons
             mbarrier.expect(full.index(stage), BM * 128)
             _load(x, [pm * BM, c * 64], full.index(stage), xs.index(stage))
             stage, phase = after(stage, phase, STAGES)
+    if CLUSTER > 1:  # what every thread of a cluster does
+        met()
+        arrive()
+        met()
 
 
 @gluon.jit
@@ -123,6 +130,7 @@ def _multiplier(
     xs,
     full,
     empty,
+    extra,
     TM,
     TN,
     N,
@@ -135,7 +143,10 @@ def _multiplier(
     KIND: gl.constexpr,
     GROUP: gl.constexpr,
     STRIPE: gl.constexpr,
+    CLUSTER: gl.constexpr,
 ):
+    if CLUSTER > 1:
+        arrive()
     D: gl.constexpr = xs.dtype
     STAGES: gl.constexpr = xs.shape[0]
     BM: gl.constexpr = xs.shape[1]
@@ -193,7 +204,12 @@ def _multiplier(
             acc, B = warpgroup_mma_wait(0, deps=[token, B])
             mbarrier.arrive(empty.index(stage))
             stage, phase = after(stage, phase, STAGES)
-        acc, last = gathered(acc, partial, locks, tile, begin, end, C, whole, rest, sharers, side)
+        if CLUSTER > 1:
+            rank = gl.program_id(0) % CLUSTER
+            last = rank == side
+            acc = half(acc, extra, last, rank)
+        else:
+            acc, last = gathered(acc, partial, locks, tile, begin, end, C, whole, rest, sharers, side)
         if last:
             no = gl.minimum(first + ro, N - 1)
             if GROUP == 0:
@@ -207,8 +223,11 @@ def _multiplier(
             fence_async_shared()
             _store(out, [pm * BM, first], ys.index(side))
     tma.store_wait(0)
+    if CLUSTER > 1:
+        met()
 
 
+@in_clusters
 @gluon.jit(do_not_specialize=["C", "G", "TM", "TN", "whole", "rest", "sharers"])
 def specialized(
     x,
@@ -232,6 +251,8 @@ def specialized(
     GROUP: gl.constexpr,
     STAGES: gl.constexpr,
     STRIPE: gl.constexpr,
+    CLUSTER: gl.constexpr,
+    EXTRA: gl.constexpr,
 ):
     """`out[M, N] = x[M, K] @ W.T * scale + bias` for a tiled weight.
 
@@ -242,6 +263,7 @@ def specialized(
         partial: float32 [2 * sharers, BN, BM], locks: int32 zeros, two per tile that is shared; or None.
         C: stretches of 128 columns; G: groups per row; TM, TN: tiles of tokens and of rows.
         whole: tiles that one block takes alone; rest: tiles after them, which `sharers` blocks share.
+        CLUSTER: 2 where each tile has two blocks, which are a cluster, or 1; EXTRA: bytes that they share, or 0.
     """
     xs = gl.allocate_shared_memory(x.dtype, [STAGES, x.block_shape[0], x.block_shape[1]], x.layout)
     ys = gl.allocate_shared_memory(x.dtype, [2, out.block_shape[0], out.block_shape[1]], out.layout)
@@ -251,18 +273,24 @@ def specialized(
         mbarrier.init(full.index(s), count=1)
         mbarrier.init(empty.index(s), count=2)
     fence_async_shared()
+    extra = N * 0
+    if CLUSTER > 1:
+        extra, _ = area(EXTRA)
+        expect(extra, x.block_shape[0] * out.block_shape[1] * 4)
+    # All threads of a cluster meet, so none may be in a warp that Triton only adds to make fours of them.
+    LOADERS: gl.constexpr = 4 if CLUSTER > 1 else 1
     gl.warp_specialize(
         [
             (_multiplier, (
-                codes, scale, zero, shared, bias, out, partial, locks, ys, xs, full, empty, TM, TN, N, C, G, whole,
-                rest, sharers, 0, KIND, GROUP, STRIPE,
+                codes, scale, zero, shared, bias, out, partial, locks, ys, xs, full, empty, extra, TM, TN, N, C, G,
+                whole, rest, sharers, 0, KIND, GROUP, STRIPE, CLUSTER,
             )),
             (_multiplier, (
-                codes, scale, zero, shared, bias, out, partial, locks, ys, xs, full, empty, TM, TN, N, C, G, whole,
-                rest, sharers, 1, KIND, GROUP, STRIPE,
+                codes, scale, zero, shared, bias, out, partial, locks, ys, xs, full, empty, extra, TM, TN, N, C, G,
+                whole, rest, sharers, 1, KIND, GROUP, STRIPE, CLUSTER,
             )),
-            (_loader, (x, xs, full, empty, TM, TN, C, whole, rest, sharers, STRIPE)),
+            (_loader, (x, xs, full, empty, TM, TN, C, whole, rest, sharers, STRIPE, CLUSTER)),
         ],
-        [4, 1],
+        [4, LOADERS],
         [240, 24],
     )  # fmt: skip

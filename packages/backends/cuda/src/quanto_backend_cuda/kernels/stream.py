@@ -19,6 +19,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, warpgroup_mma, warpgroup_mma_wait
 
 from .addresses import row_bytes, rows_at, scale_value
+from .cluster import area, arrive, exchange, expect, in_clusters, met, part
 from .copies import copy_weight, copy_x, lines_at, stretch_at, thirds_at
 from .decode import zero_operand
 from .dependent import launch_dependents, wait_for_kernel_ahead
@@ -75,6 +76,24 @@ def _zero_points(zs, at, HALF: gl.constexpr, KIND: gl.constexpr, D: gl.constexpr
     return zero_operand(raw, KIND, D)
 
 
+@gluon.jit
+def _finished(total, scale, shared, bias, out, first_row, first, M, N, GROUP: gl.constexpr):
+    """Scales sums [rows, tokens], adds the bias and stores the result."""
+    LAYOUT: gl.constexpr = total.type.layout
+    n = first_row + gl.arange(0, total.shape[0], gl.SliceLayout(1, LAYOUT))
+    m = first + gl.arange(0, total.shape[1], gl.SliceLayout(0, LAYOUT))
+    rows = gl.minimum(n, N - 1)
+    if GROUP == 0:
+        total = total * scale_value(gl.load(scale + rows), "")[:, None]
+    if shared is not None:
+        total = total * gl.load(shared)
+    if bias is not None:
+        total = total + gl.load(bias + rows).to(gl.float32)[:, None]
+    inside = (n < N)[:, None] & (m < M)[None, :]
+    gl.store(out + (m.to(gl.int64)[None, :] * N + n[:, None]), total.to(out.dtype.element_ty), mask=inside)
+
+
+@in_clusters
 @gluon.jit(do_not_specialize=["M", "C", "G", "splits"])
 def stream(
     x,
@@ -99,6 +118,8 @@ def stream(
     KW: gl.constexpr,
     STAGES: gl.constexpr,
     PDL: gl.constexpr,
+    CLUSTER: gl.constexpr,
+    EXTRA: gl.constexpr,
 ):
     """`out[M, N] = x[M, K] @ W.T * scale + bias` for a tiled weight.
 
@@ -108,9 +129,11 @@ def stream(
         shared: float32 factor of the whole weight, or None.
         partial: float32, `BN * BM` for each block of threads, locks: int32 zeros, one per tile; or None.
         C: stretches of 128 columns; G: groups per row; splits: of the input dimension, over blocks of threads.
+        CLUSTER: blocks of threads that form a cluster, which shares a tile; 1, or `splits`.
+        EXTRA: bytes of `quanto_backend_cuda.kernels.cluster.room` for it, or 0.
     """
-    pn = gl.program_id(0)
-    pk = gl.program_id(1)
+    pn = gl.program_id(0) // CLUSTER
+    pk = gl.program_id(1) if CLUSTER == 1 else gl.program_id(0) % CLUSTER
     first = gl.program_id(2) * BM
     D: gl.constexpr = x.dtype.element_ty
     WARPS: gl.constexpr = gl.num_warps()
@@ -134,6 +157,13 @@ def stream(
     each = gl.cdiv(gl.cdiv(C, KW), splits) * KW
     begin = pk * each
     end = gl.minimum(begin + each, C)
+    extra = pn
+    ring = pn
+    if CLUSTER > 1:
+        extra, ring = area(EXTRA)
+        gl.static_assert(CLUSTER * part(BN // CLUSTER, BM) <= STAGES * (R * ROWW * 4 + COLUMNS * 256))
+        expect(extra, (CLUSTER - 1) * part(BN // CLUSTER, BM))
+        arrive()
     # where each thread copies from
     rw = gl.arange(0, R, gl.SliceLayout(1, WIDE))
     base, STEP = rows_at(pn * BN + rw % BN, C, KIND, True)
@@ -236,32 +266,32 @@ def stream(
         cd = gl.arange(0, COLUMNS, gl.SliceLayout(0, MMA)) // BM
         acc = gl.where(rd[:, None] == cd[None, :], acc, 0.0)
         acc = gl.sum(gl.sum(acc.reshape((KW, BN, KW, BM)), 2), 0)
-    total = gl.convert_layout(acc, OUT)
-    r = gl.arange(0, BN, gl.SliceLayout(1, OUT))
-    t = gl.arange(0, BM, gl.SliceLayout(0, OUT))
-    last = True
-    if partial is not None:
-        tile = (gl.program_id(2) * gl.num_programs(0) + pn).to(gl.int64)
-        corner = partial + tile * splits * (BN * BM) + (t[None, :] * BN + r[:, None])
-        gl.store(corner + pk * (BN * BM), total)
-        _barrier()  # every thread's part is written before one thread says so
-        last = gl.atomic_add(locks + tile, 1, sem="acq_rel", scope="gpu") == splits - 1
+    if CLUSTER > 1:
+        async_copy.wait_group(0)
+        _barrier()  # nobody reads the ring any more
+        ROWS: gl.constexpr = BN // CLUSTER
+        SIDE: gl.constexpr = ROWS if ROWS < 32 else 32
+        SHARE: gl.constexpr = gl.BlockedLayout([1, 1], [SIDE, 32 // SIDE], [1, WARPS], [0, 1])
+        total = exchange(acc, ring, extra, pk, CLUSTER, SHARE)
+        _finished(total, scale, shared, bias, out, pn * BN + pk * ROWS, first, M, N, GROUP)
+        met()
+    else:
+        total = gl.convert_layout(acc, OUT)
+        last = True
+        if partial is not None:
+            r = gl.arange(0, BN, gl.SliceLayout(1, OUT))
+            t = gl.arange(0, BM, gl.SliceLayout(0, OUT))
+            tile = (gl.program_id(2) * gl.num_programs(0) + pn).to(gl.int64)
+            corner = partial + tile * splits * (BN * BM) + (t[None, :] * BN + r[:, None])
+            gl.store(corner + pk * (BN * BM), total)
+            _barrier()  # every thread's part is written before one thread says so
+            last = gl.atomic_add(locks + tile, 1, sem="acq_rel", scope="gpu") == splits - 1
+            if last:
+                total = gl.zeros([BN, BM], gl.float32, OUT)
+                one_part = gl.arange(0, ONCE, gl.SliceLayout(1, gl.SliceLayout(2, PARTS)))[:, None, None]
+                for i in range(0, splits, ONCE):
+                    at_part = gl.expand_dims(corner, 0) + (i + one_part) * (BN * BM)
+                    total += gl.sum(gl.load(at_part, mask=i + one_part < splits, other=0.0, cache_modifier=".cg"), 0)
+                gl.store(locks + tile, 0)
         if last:
-            total = gl.zeros([BN, BM], gl.float32, OUT)
-            part = gl.arange(0, ONCE, gl.SliceLayout(1, gl.SliceLayout(2, PARTS)))[:, None, None]
-            for i in range(0, splits, ONCE):
-                at_part = gl.expand_dims(corner, 0) + (i + part) * (BN * BM)
-                total += gl.sum(gl.load(at_part, mask=i + part < splits, other=0.0, cache_modifier=".cg"), 0)
-            gl.store(locks + tile, 0)
-    if last:
-        n = pn * BN + r
-        rows = gl.minimum(n, N - 1)
-        if GROUP == 0:
-            total = total * scale_value(gl.load(scale + rows), "")[:, None]
-        if shared is not None:
-            total = total * gl.load(shared)
-        if bias is not None:
-            total = total + gl.load(bias + rows).to(gl.float32)[:, None]
-        m = first + t
-        inside = (n < N)[:, None] & (m < M)[None, :]
-        gl.store(out + (m.to(gl.int64)[None, :] * N + n[:, None]), total.to(D), mask=inside)
+            _finished(total, scale, shared, bias, out, pn * BN, first, M, N, GROUP)

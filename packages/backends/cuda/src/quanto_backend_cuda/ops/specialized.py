@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from .stream import settle
 from .trial import Trial
 from .weights import Facts, raw_scale, stretches
 
-__all__ = ["KERNEL", "TOKENS", "TRIAL", "dealt", "shares", "specialized", "start", "takes"]
+__all__ = ["CLUSTERS", "KERNEL", "TOKENS", "TRIAL", "dealt", "shares", "specialized", "start", "takes"]
 
 #: its tables.
 KERNEL = "specialized"
@@ -28,6 +29,8 @@ _KINDS = frozenset({"int8", "int4", "int2", "nf4", "fp4", "float8_e4m3fn", "floa
 _WORTH_CUTTING = 0.6
 #: what is known of the kernel.
 TRIAL = Trial("many tokens", postpones=True)
+#: and of the same in clusters, which another version of Triton may start otherwise.
+CLUSTERS = Trial("many tokens, in clusters,", postpones=True)
 
 
 def takes(f: Facts, size: int, dtype: torch.dtype, zero: Tensor | None, scale: Tensor) -> bool:
@@ -42,6 +45,13 @@ def specialized(
     m, size = x.shape
     tile = nearest(KERNEL, qtype, m, out.shape[1], size, x.device)
     settle(out, *weight[:3])
+    if clustered(m, out.shape[1], size, tile, x.device):
+        kind = _kind(x, weight, bias, f, out, tile)
+        if CLUSTERS.serves(x.device) and CLUSTERS.run(
+            kind, lambda: start(x, weight, bias, f, out, tile), x, weight, bias, out, qtype, block
+        ):
+            return True
+        tile = replace(tile, cluster=1)
     kind = _kind(x, weight, bias, f, out, tile)
     return TRIAL.run(kind, lambda: start(x, weight, bias, f, out, tile), x, weight, bias, out, qtype, block)
 
@@ -51,7 +61,8 @@ def _kind(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: 
     _, scale, zero, shared = weight
     ragged = (x.shape[0] % tile.bm > 0, out.shape[1] % tile.bn > 0, x.shape[1] % 128 > 0)
     parts = (zero is not None, shared is not None, None if bias is None else bias.dtype, scale.dtype, x.dtype)
-    cut = dealt(x.shape[0], out.shape[1], x.shape[1], tile, x.device).rest > 0
+    sizes = (x.shape[0], out.shape[1], x.shape[1], tile, x.device)
+    cut = 2 if clustered(*sizes) else dealt(*sizes).rest > 0
     return (f, tile, ragged, cut, parts, x.device.index)
 
 
@@ -106,6 +117,12 @@ def dealt(m: int, n: int, size: int, tile: Tile, device: torch.device) -> Dealt:
     return Dealt(down, across, chunks, whole, rest, sharers, min(blocks, max(whole, sharers if rest else 0)))
 
 
+def clustered(m: int, n: int, size: int, tile: Tile, device: torch.device) -> bool:
+    """Whether each tile has two blocks, which hand it over inside their cluster."""
+    d = dealt(m, n, size, tile, device)
+    return tile.cluster > 1 and d.whole == 0 and d.sharers == 2 * d.rest == d.blocks
+
+
 def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> None:
     """Starts the kernel."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -116,13 +133,17 @@ def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: 
     n = codes.shape[0]
     down, across, chunks, whole, rest, sharers, blocks = dealt(x.shape[0], n, x.shape[1], tile, x.device)
     partial = counters = None
-    if rest:
+    pairs = clustered(x.shape[0], n, x.shape[1], tile, x.device)
+    if pairs and not getattr(kernel, "clusters", False):
+        raise RuntimeError("this version of Triton starts no clusters")
+    if rest and not pairs:
         partial = torch.empty(2 * sharers * tile.bn * tile.bm, dtype=torch.float32, device=x.device)
         counters = locks(x.device, 2 * rest)
     views = [(x, tile.bm, 64), (out, tile.bm, tile.bn // 2)]
     a, b = (TensorDescriptor.from_tensor(t, [r, c], _layout(r, c, t.dtype)) for t, r, c in views)
     launch(
-        kernel, (blocks,), a, codes.view(torch.uint8), raw_scale(scale)[0], zero, shared, bias, b, partial, counters,
-        n, chunks, scale.shape[-1], down, across, whole, rest, sharers, KIND=f.kind, GROUP=f.group,
-        STAGES=tile.stages, STRIPE=tile.stripe, num_warps=4, launch_pdl=True,
+        kernel, (blocks // 2 if pairs else blocks,), a, codes.view(torch.uint8), raw_scale(scale)[0], zero, shared,
+        bias, b, partial, counters, n, chunks, scale.shape[-1], down, across, whole, rest, sharers, KIND=f.kind,
+        GROUP=f.group, STAGES=tile.stages, STRIPE=tile.stripe, CLUSTER=2 if pairs else 1,
+        EXTRA=128 + 4 * tile.bn * tile.bm if pairs else 0, num_warps=4, launch_pdl=True,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ..workspace import locks
 from .trial import Trial
 from .weights import Facts, aligned, facts, stretches
 
-__all__ = ["KERNEL", "TOKENS", "TRIAL", "prepare", "settle", "start", "stream", "takes"]
+__all__ = ["CLUSTERS", "KERNEL", "TOKENS", "TRIAL", "prepare", "settle", "start", "stream", "takes"]
 
 #: its tables.
 KERNEL = "stream"
@@ -28,6 +29,8 @@ KERNEL = "stream"
 TOKENS = 64
 #: what is known of the kernel.
 TRIAL = Trial("few tokens")
+#: and of the same in clusters, which another version of Triton may start otherwise.
+CLUSTERS = Trial("few tokens, in clusters,")
 _KINDS = frozenset({"int8", "int4", "int3", "int2", "nf4", "fp4", "float8_e4m3fn", "float8_e5m2"})
 # By the id of a weight's codes: these, and the versions of its tensors that were read behind an ordinary kernel.
 _seen: dict[int, tuple[weakref.ref[Tensor], tuple[int, ...]]] = {}
@@ -50,7 +53,15 @@ def stream(
     settle(out, codes, scale, zero)
     given = (aligned(codes), aligned(scale), None if zero is None else aligned(zero), shared)
     rows = aligned(x)
-    kind = _kind(x, weight, bias, f, out.shape[1], tile)
+    (m, size), n = x.shape, out.shape[1]
+    if tile.clustered(m, n, size // 128) > 1:
+        kind = _kind(x, weight, bias, f, n, tile)
+        if CLUSTERS.serves(x.device) and CLUSTERS.run(
+            kind, lambda: start(rows, given, bias, f, out, tile), x, weight, bias, out, qtype, block
+        ):
+            return True
+        tile = replace(tile, cluster=1)
+    kind = _kind(x, weight, bias, f, n, tile)
     return TRIAL.run(kind, lambda: start(rows, given, bias, f, out, tile), x, weight, bias, out, qtype, block)
 
 
@@ -59,7 +70,8 @@ def _kind(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, n: in
     _, scale, zero, shared = weight
     m, chunks = x.shape[0], x.shape[1] // 128
     ragged = (m % tile.bm > 0, n % tile.bn > 0, chunks % tile.kw > 0)
-    split = tile.splits(m, n, chunks) > 1
+    cluster = tile.clustered(m, n, chunks)
+    split = cluster if cluster > 1 else tile.splits(m, n, chunks) > 1
     parts = (zero is not None, shared is not None, None if bias is None else bias.dtype, scale.dtype, x.dtype)
     return (f, tile, ragged, split, parts, x.device.index)
 
@@ -111,6 +123,7 @@ def _forget(key: int, gone: weakref.ref[Tensor]) -> None:
 
 def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> None:
     """Starts the kernel."""
+    from ..kernels.cluster import room
     from ..kernels.stream import stream as kernel
 
     codes, scale, zero, shared = weight
@@ -118,13 +131,17 @@ def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: 
     n = codes.shape[0]
     chunks = size // 128
     down, across = -(-m // tile.bm), -(-n // tile.bn)
-    splits = tile.splits(m, n, chunks)
+    cluster = tile.clustered(m, n, chunks)
+    splits = cluster if cluster > 1 else tile.splits(m, n, chunks)
     partial = counters = None
-    if splits > 1:
+    if cluster > 1 and not getattr(kernel, "clusters", False):
+        raise RuntimeError("this version of Triton starts no clusters")
+    if splits > 1 and cluster == 1:
         partial = torch.empty(down * across * splits * tile.bn * tile.bm, dtype=torch.float32, device=x.device)
         counters = locks(x.device, down * across)
     launch(
-        kernel, (across, splits, down), x, codes.view(torch.uint8), scale, zero, shared, bias, out, partial, counters,
-        m, n, size, chunks, scale.shape[-1], splits, KIND=f.kind, GROUP=f.group, BN=tile.bn, BM=tile.bm, KW=tile.kw,
-        STAGES=tile.stages, PDL=True, num_warps=tile.warps, launch_pdl=True,
+        kernel, (across, splits // cluster, down), x, codes.view(torch.uint8), scale, zero, shared, bias, out, partial,
+        counters, m, n, size, chunks, scale.shape[-1], splits, KIND=f.kind, GROUP=f.group, BN=tile.bn, BM=tile.bm,
+        KW=tile.kw, STAGES=tile.stages, PDL=True, CLUSTER=cluster,
+        EXTRA=room(cluster, tile.bn, tile.bm) if cluster > 1 else 0, num_warps=tile.warps, launch_pdl=True,
     )  # fmt: skip

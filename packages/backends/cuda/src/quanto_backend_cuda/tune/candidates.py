@@ -61,6 +61,7 @@ def _linear(m: int, group: int) -> Iterator[Tile]:
 def _specialized() -> Iterator[Tile]:
     for (bm, stages), blocks in product(((256, 5), (128, 8)), (0, _ONCE)):
         yield Tile(128, bm, stages=stages, blocks=blocks)
+    yield Tile(128, 128, stages=8, blocks=_ONCE, cluster=2)
 
 
 def _product() -> Iterator[Tile]:
@@ -96,6 +97,9 @@ def _stream(m: int, qtype: str) -> Iterator[Tile]:
             continue
         for blocks in (0, _ONCE, _TWICE, _FOUR_TIMES):
             yield Tile(bn, m, kw, warps=warps, stages=stages, blocks=blocks)
+    for bn, stages, blocks in product((64, 128), (3, 5, 6), (_ONCE, _TWICE, _FOUR_TIMES)):
+        if bn == 64 or blocks < _FOUR_TIMES:
+            yield Tile(bn, m, stages=stages, blocks=blocks, cluster=8)
 
 
 def _diagonal(m: int) -> Iterator[Tile]:
