@@ -131,8 +131,10 @@ def _receive(bar):
 
 
 @triton.jit
-def _send(to, bar, start, nbytes, rank, SIZE: tl.constexpr):
+def _send(to, bar, start, nbytes, rank, SIZE: tl.constexpr, WARPS: tl.constexpr):
     """Starts the copies to each other block of `SIZE`: `nbytes` each, those for block q from `start + q * nbytes`.
+
+    A warp starts its copies one after another, so all warps have some.
 
     Args:
         to: where the parts of the first block lie, then those of the others but a block's own.
@@ -142,6 +144,9 @@ def _send(to, bar, start, nbytes, rank, SIZE: tl.constexpr):
         """{
         .reg .pred p, q; .reg .b32 t, a, b, c;
         mov.u32 t, %tid.x;
+        and.b32 a, t, 31;
+        shr.u32 t, t, 5;
+        mad.lo.u32 t, a, $7, t;
         setp.lt.u32 p, t, $6;
         setp.ne.and.u32 p, t, $5, p;
         setp.lt.u32 q, t, $5;
@@ -154,8 +159,8 @@ def _send(to, bar, start, nbytes, rank, SIZE: tl.constexpr):
         @p cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [a], [c], $4, [b];
         mov.b32 $0, 0;
         }""",
-        "=r,r,r,r,r,r,r",
-        [to, bar, start, nbytes, rank, SIZE],
+        "=r,r,r,r,r,r,r,r",
+        [to, bar, start, nbytes, rank, SIZE, WARPS],
         tl.int32,
         False,
         1,
@@ -200,7 +205,7 @@ def _read(address):
 def exchange(acc, first, extra, rank, SIZE: gl.constexpr, OUT: gl.constexpr):
     """Sums of `SIZE` blocks' tiles [ROWS, TOKENS], of which each gets its share of the rows, in the layout `OUT`.
 
-    `expect` came before, of `SIZE - 1` parts at `extra`, and `arrive`; `met` comes after.
+    `expect` came before, of `SIZE - 1` parts at `extra`, and `arrive` and `met`; another `met` comes after.
 
     Args:
         acc: this block's sums.
@@ -219,9 +224,8 @@ def exchange(acc, first, extra, rank, SIZE: gl.constexpr, OUT: gl.constexpr):
     _write(row[:, None] + (t * LINE)[None, :], acc)
     fence_async_shared()
     _barrier()
-    met()
     parts = extra + 128
-    _send(parts, extra, first, PART, rank, SIZE)
+    _send(parts, extra, first, PART, rank, SIZE, gl.num_warps())
     r = gl.arange(0, ROWS, gl.SliceLayout(1, OUT))
     to = gl.arange(0, TOKENS, gl.SliceLayout(0, OUT))
     offset = (r * 4)[:, None] + (to * LINE)[None, :]
@@ -238,7 +242,7 @@ def exchange(acc, first, extra, rank, SIZE: gl.constexpr, OUT: gl.constexpr):
 def half(acc, extra, mine, rank):
     """Sums of both blocks of a cluster, in the one that has `mine`; the other gives its own away.
 
-    What `exchange` needs came before; `extra` has room for the barrier and two `acc`.
+    `expect` of one `acc` and `arrive` came before, another `met` comes after. `extra` has room for two, and 128 bytes.
     """
     ROWS: gl.constexpr = acc.shape[0]
     BM: gl.constexpr = acc.shape[1]

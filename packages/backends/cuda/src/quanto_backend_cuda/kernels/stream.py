@@ -157,13 +157,6 @@ def stream(
     each = gl.cdiv(gl.cdiv(C, KW), splits) * KW
     begin = pk * each
     end = gl.minimum(begin + each, C)
-    extra = pn
-    ring = pn
-    if CLUSTER > 1:
-        extra, ring = area(EXTRA)
-        gl.static_assert(CLUSTER * part(BN // CLUSTER, BM) <= STAGES * (R * ROWW * 4 + COLUMNS * 256))
-        expect(extra, (CLUSTER - 1) * part(BN // CLUSTER, BM))
-        arrive()
     # where each thread copies from
     rw = gl.arange(0, R, gl.SliceLayout(1, WIDE))
     base, STEP = rows_at(pn * BN + rw % BN, C, KIND, True)
@@ -193,6 +186,13 @@ def stream(
         c = stretch_at(s, turn, steps, begin, end, KW)
         copy_weight(ws, hs, ss, zs, s, at, thirds, scales, zeros, c, end, N, pn, STEP, BN, GROUP)
     async_copy.commit_group()
+    extra = pn
+    ring = pn
+    if CLUSTER > 1:
+        extra, ring = area(EXTRA)
+        gl.static_assert(CLUSTER * part(BN // CLUSTER, BM) <= STAGES * (R * ROWW * 4 + COLUMNS * 256))
+        expect(extra, (CLUSTER - 1) * part(BN // CLUSTER, BM))
+        arrive()
     if PDL:
         wait_for_kernel_ahead()
         launch_dependents()
@@ -204,6 +204,8 @@ def stream(
     for s in gl.static_range(STAGES - 1):
         copy_x(xs, s, x_at, stretch_at(s, turn, steps, begin, end, KW), end, first, M, BM)
         async_copy.commit_group()
+    if CLUSTER > 1:
+        met()  # here, where all wait for x anyway
     acc = gl.zeros([R, COLUMNS], gl.float32, MMA)
     nothing = gl.zeros([R, COLUMNS], gl.float32, MMA)
     stage = pn * 0
