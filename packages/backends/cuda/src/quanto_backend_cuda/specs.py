@@ -16,6 +16,7 @@ from . import layout
 from .ops import dense, encode, linear, scaled
 from .ops.attend import define_attend
 from .ops.define import NAMESPACE, define
+from .ops.norm import define_norms
 from .ops.weights import KINDS, facts
 from .workspace import locks
 
@@ -169,6 +170,7 @@ def _locks(like: Tensor, count: int) -> Tensor:
 def register(registry: KernelRegistry) -> None:
     """Adds the layout and every kernel."""
     registry.register_layout(layout.TILED)
-    registry.register_function("attend", "cuda", define_attend())
+    for name, function in (define_attend() | define_norms()).items():
+        registry.register_function(name, "cuda", function)
     for spec in specs():
         registry.register(spec)

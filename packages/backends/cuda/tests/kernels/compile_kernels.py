@@ -20,7 +20,7 @@ from triton.compiler import ASTSource
 import quanto
 from quanto_backend_cuda import runtime
 from quanto_backend_cuda.layout import TILED
-from quanto_backend_cuda.ops import attend, cublas, dense, encode, linear, product, scaled, specialized, stream
+from quanto_backend_cuda.ops import attend, cublas, dense, encode, linear, norm, product, scaled, specialized, stream
 from quanto_backend_cuda.ops.trial import Trial
 from quanto_backend_cuda.ops.weights import facts
 from quanto_backend_cuda.tables import Tile
@@ -168,9 +168,18 @@ def few_tokens() -> None:
 def attention() -> None:
     """Of one token: short caches and long ones, masks of both kinds."""
     query = torch.randn(1, 8, 1, 80, dtype=torch.bfloat16)
-    for length, mask in ((64, None), (300, torch.ones(1, 1, 1, 300) > 0), (700, torch.zeros(1, 8, 1, 700))):
-        if not FEW or length == 300:
-            attend.attend(query, *(torch.randn(1, 2, length, 80, dtype=torch.bfloat16) for _ in range(2)), mask, 0.1)
+    for length, mask in ((64, None), (300, torch.ones(1, 1, 1, 300) > 0), (9000, torch.zeros(1, 8, 1, 9000))):
+        if FEW and length != 300:
+            continue
+        key, value = (torch.randn(1, 2, length, 80, dtype=torch.bfloat16) for _ in range(2))
+        attend.attend(query, key, value, mask, 0.1)
+        new, one, position = key[:, :, :1], key[:, :1, :1], torch.zeros(1, dtype=torch.int64)
+        attend.rotate_and_attend(query, new, new, one, one, position, key, value, mask, 0.1)
+    x = torch.randn(1, 4096, dtype=torch.bfloat16)
+    norm.rms_norm(x, x[0], 0.1, False)
+    norm.add_rms_norm(x, x, x[0], 0.1, True)
+    for kind in ("silu",) if FEW else ("silu", "gelu", "gelu_tanh"):
+        norm.activate_and_multiply(x, x, kind)
 
 
 def run() -> None:
@@ -258,7 +267,7 @@ def run() -> None:
 
 def main() -> None:
     Trial.serves = lambda self, device: False  # type: ignore[method-assign]  # compiled on their own, see `many_tokens`
-    for module in (attend, cublas, dense, encode, linear, product, scaled, specialized, stream):
+    for module in (attend, cublas, dense, encode, linear, norm, product, scaled, specialized, stream):
         for name, value in (
             ("launch", launch),
             ("assembly", lambda device, kind: NVIDIA and (kind != "float8_e4m3fn" or TARGET.arch >= 89)),

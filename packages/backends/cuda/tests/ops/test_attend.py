@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quanto.kernels import kernels
-from quanto_backend_cuda.ops.attend import attend
+from quanto_backend_cuda.ops.attend import attend, rotate_and_attend
 from quanto_backend_cuda.specs import specs
 
 CASES = [
@@ -99,3 +99,78 @@ def test_is_found_and_traces(device: str) -> None:
     assert found is torch.ops.quanto_cuda.attend.default
     query, key = (torch.randn(2, *shape, 16, dtype=torch.float16, device=device) for shape in ((4, 1), (2, 5)))
     torch.library.opcheck(found, (query, key, key, None, 0.5))
+
+
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    a, b = x.double().chunk(2, -1)
+    return (x.double() * cos.double() + torch.cat((-b, a), -1) * sin.double()).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("texts", "heads", "keys", "length", "size", "kind"), [*CASES, LONG])
+@pytest.mark.parametrize("at", [0, 0.5, 1])
+def test_rotate_and_attend(
+    texts: int, heads: int, keys: int, length: int, size: int, kind: str | None, dtype: torch.dtype, at: float,
+    device: str,
+) -> None:  # fmt: skip
+    torch.manual_seed(0)
+    joined = torch.randn(texts, 1, heads + 2 * keys, size, device=device).to(dtype)
+    query, new_key, new_value = (t.transpose(1, 2) for t in joined.split([heads, keys, keys], 2))
+    cos, sin = torch.rand(2, texts, 1, 1, size, device=device).to(dtype)
+    key, value = torch.randn(2, texts, keys, length, size, device=device).to(dtype)
+    mask = made(texts, length, heads, kind, dtype, device)
+    position = torch.tensor([int(at * (length - 1))], device=device)
+    want_key, want_value = key.clone(), value.clone()
+    want_key[:, :, position] = rotated(new_key, cos, sin)
+    want_value[:, :, position] = new_value
+    want = wanted(rotated(query, cos, sin), want_key, want_value, mask, 0.3)
+    key[:, :, position] = value[:, :, position] = float("nan")  # what was there is not read
+    for _ in range(2):
+        got = rotate_and_attend(query, new_key, new_value, cos, sin, position, key, value, mask, 0.3)
+        assert torch.isclose(got.double(), want, rtol=2e-2, atol=1e-2).all()
+        assert torch.equal(value, want_value)
+        assert torch.isclose(key, want_key, rtol=torch.finfo(dtype).eps, atol=1e-3).all()
+
+
+def test_nothing_is_written_beside_the_cache(device: str) -> None:
+    query, new = (torch.randn(1, n, 1, 16, dtype=torch.float16, device=device) for n in (2, 1))
+    one = torch.ones(1, 1, 1, 16, dtype=torch.float16, device=device)
+    around = torch.zeros(1, 1, 7, 16, dtype=torch.float16, device=device)
+    cache = around[:, :, 1:6]
+    for position in (-1, 5):
+        rotate_and_attend(query, new, new, one, one, torch.tensor(position, device=device), cache, cache, None, 1.0)
+        assert not around.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("query", {"query": torch.zeros(1, 4, 1, 15).half(), "key": torch.zeros(1, 2, 5, 15).half()}),
+        ("new_key", {"new_key": torch.zeros(1, 4, 1, 16).half()}),
+        ("new_value", {"new_value": torch.zeros(1, 2, 1, 16)}),
+        ("cos", {"cos": torch.zeros(1, 1, 16).half()}),
+        ("sin", {"sin": torch.zeros(1, 1, 1, 8).half()}),
+        ("position", {"position": torch.zeros(1, dtype=torch.int32)}),
+        ("position", {"position": torch.zeros(2, dtype=torch.int64)}),
+        ("key", {"key": torch.zeros(1, 2, 16, 5).half().mT}),
+    ],
+)
+def test_what_does_not_fit_to_rotate_is_named(name: str, change: dict[str, torch.Tensor]) -> None:
+    given: dict[str, Any] = {"query": torch.zeros(1, 4, 1, 16).half(), "key": torch.zeros(1, 2, 5, 16).half()}
+    given |= change
+    new, one = torch.zeros(1, 2, 1, 16).half(), torch.zeros(1, 1, 1, 16).half()
+    given = {"new_key": new, "new_value": new, "cos": one, "sin": one, "value": given["key"], **given}
+    given = {"position": torch.zeros(1, dtype=torch.int64), "mask": None, **given}
+    with pytest.raises(ValueError, match=f"^{name} "):
+        rotate_and_attend(**given, scale=1.0)
+
+
+def test_rotating_is_found_and_traces(device: str) -> None:
+    specs()
+    found = kernels.function("rotate_and_attend", "cuda")
+    assert found is torch.ops.quanto_cuda.rotate_and_attend.default
+    query, key, new, one = (
+        torch.randn(2, *shape, 16, dtype=torch.float16, device=device) for shape in ((4, 1), (2, 5), (2, 1), (1, 1))
+    )
+    position = torch.tensor(3, device=device)
+    torch.library.opcheck(found, (query, new, new, one, one, position, key, key.clone(), None, 0.5))

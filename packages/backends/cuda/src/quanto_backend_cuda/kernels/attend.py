@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention of one new token to a cache: queries that share keys side by side, positions dealt to blocks of threads.
 
-Bound: latency while the cache is short, the bytes of keys and values that are seen after that. Positions behind the
-last that a block sees are not read: a static cache is mostly empty.
+Bound: latency while the cache is short, the bytes of keys and values that are seen after that. A static cache is mostly
+empty, and what a block does not see is not read. Where a block's positions fit one step, the mask itself says which
+they are: all loads are asked for at once. The kernel may rotate query and key (RoPE) and write key and value to the
+cache before; it then has the new position in registers, and waits for no write.
 """
 
 from __future__ import annotations
@@ -15,9 +17,41 @@ from .dependent import launch_dependents, wait_for_kernel_ahead
 __all__ = ["attend"]
 
 
+@triton.jit
+def _step(q, k, v, m, there, most, total, acc, scale, ADDED: tl.constexpr, WIDE: tl.constexpr):
+    """Some positions more; `there` says which of them exist, m what the mask holds for them, or None."""
+    if WIDE:
+        q, k, v = q.to(tl.float32), k.to(tl.float32), v.to(tl.float32)
+    scores = tl.dot(q, tl.trans(k)) * scale
+    if m is not None:
+        scores = scores + m.to(tl.float32) if ADDED else tl.where(m != 0, scores, float("-inf"))
+    scores = tl.where(there[None, :], scores, float("-inf"))
+    higher = tl.maximum(most, tl.max(scores, 1))
+    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    shares = tl.exp(scores - shift[:, None])
+    fade = tl.exp(most - shift)
+    total = total * fade + tl.sum(shares, 1)
+    acc = tl.dot(shares.to(v.dtype), v, acc * fade[:, None])
+    return higher, total, acc
+
+
+@triton.jit
+def _rotated(x, at, cos, sin, d, inside, D: tl.constexpr):
+    """Features d of `x + at`, rotated: each half with the other. In float32, rounded once."""
+    other = tl.where(d < D // 2, d + D // 2, d - D // 2)
+    a = tl.load(x + at + d, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(x + at + other, mask=inside, other=0.0).to(tl.float32)
+    return (a * cos + tl.where(d < D // 2, -b, b) * sin).to(x.dtype.element_ty)
+
+
 @triton.jit(do_not_specialize=["L", "splits"])
 def attend(
     query,
+    new_key,
+    new_value,
+    cos,
+    sin,
+    position,
     key,
     value,
     mask,
@@ -30,6 +64,11 @@ def attend(
     splits,
     q_text,
     q_head,
+    nk_text,
+    nk_head,
+    nv_text,
+    nv_head,
+    c_text,
     k_text,
     k_head,
     k_at,
@@ -45,6 +84,7 @@ def attend(
     BL: tl.constexpr,
     CHUNK: tl.constexpr,
     ADDED: tl.constexpr,
+    SHARED: tl.constexpr,
     WIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -52,55 +92,86 @@ def attend(
 
     Args:
         query: `[texts, heads, D]`; key, value: `[texts, KV, L, D]`; the last dimension of each is contiguous.
+        new_key, new_value: `[texts, KV, D]`, written to key and value at position, an int64; or None.
+        cos, sin: `[texts, D]`, by which query and new_key are rotated before; or None, with new_key.
         mask: bytes, 0 where a position is not seen, or numbers to add (`ADDED`), `[texts, heads, L]`; or None.
         out: contiguous, as query.
         partial: float32, `BG * (BD + 2)` for each block of threads, locks: int32 zeros, one per head of keys; or None.
-        GROUP: queries per head of keys, BG and BD powers of two that hold them and D; CHUNK: positions per block.
+        GROUP: queries per head of keys, BG and BD powers of two that hold them and D; CHUNK: positions per block, in
+            steps of BL.
+        SHARED: whether all heads have one mask.
         WIDE: multiply in float32, for the interpreter.
     """
     pair = tl.program_id(0)
     split = tl.program_id(1)
-    text, head = pair // KV, pair % KV
+    text, head = (pair // KV).to(tl.int64), (pair % KV).to(tl.int64)
     g, d, p = tl.arange(0, BG), tl.arange(0, BD), tl.arange(0, BL)
     heads = head * GROUP + tl.minimum(g, GROUP - 1)
     within = (d < D)[None, :]
     begin = split * CHUNK
+    keys = key + text * k_text + head * k_head + p[:, None] * k_at + d[None, :]
+    values = value + text * v_text + head * v_head + p[:, None] * v_at + d[None, :]
+    q_at = text * q_text + heads[:, None] * q_head
+    masks = mask
+    if mask is not None:
+        masks = mask + text * m_text + heads[:, None] * m_head
     if PDL:
         wait_for_kernel_ahead()
         launch_dependents()
     stop = tl.minimum(begin + CHUNK, L)
-    masks = None
-    if mask is not None:
-        masks = mask + text.to(tl.int64) * m_text + heads[:, None] * m_head
+    if mask is not None and SHARED:
         at = begin + tl.arange(0, CHUNK)
-        first = tl.load(mask + text.to(tl.int64) * m_text + head * GROUP * m_head + at, mask=at < L, other=0)
-        if m_head == 0:  # one mask for all heads
-            seen = first != float("-inf") if ADDED else first != 0
+        first = tl.load(mask + text * m_text + at, mask=at < L, other=float("-inf") if ADDED else 0)
+        seen = first != float("-inf") if ADDED else first != 0
+        if CHUNK != BL:
             stop = tl.minimum(tl.max(tl.where(seen, at + 1, begin)), stop)
-    q = tl.load(query + text * q_text + heads[:, None] * q_head + d[None, :], mask=within, other=0.0)
-    keys = key + text.to(tl.int64) * k_text + head.to(tl.int64) * k_head + p[:, None] * k_at + d[None, :]
-    values = value + text.to(tl.int64) * v_text + head.to(tl.int64) * v_head + p[:, None] * v_at + d[None, :]
+    new = -1
+    new_k = None
+    new_v = None
+    if new_key is not None:
+        new = (tl.load(position) - begin).to(tl.int32)
+        c = tl.load(cos + text * c_text + d, mask=d < D, other=0.0).to(tl.float32)
+        s = tl.load(sin + text * c_text + d, mask=d < D, other=0.0).to(tl.float32)
+        new_k = _rotated(new_key, text * nk_text + head * nk_head, c, s, d, d < D, D)
+        new_v = tl.load(new_value + text * nv_text + head * nv_head + d, mask=d < D, other=0.0)
+        q = _rotated(query, q_at, c[None, :], s[None, :], d[None, :], within, D)
+        here = (d < D) & (new + d * 0 >= 0) & (new + d * 0 < tl.minimum(CHUNK, L - begin))
+        tl.store(key + text * k_text + head * k_head + (begin + new) * k_at + d, new_k, mask=here)
+        tl.store(value + text * v_text + head * v_head + (begin + new) * v_at + d, new_v, mask=here)
+    else:
+        q = tl.load(query + q_at + d[None, :], mask=within, other=0.0)
     most = tl.full([BG], float("-inf"), tl.float32)
     total = tl.zeros([BG], tl.float32)
     acc = tl.zeros([BG, BD], tl.float32)
-    for start in tl.range(begin, stop, BL, num_stages=3):
-        there = (start + p < stop)[:, None]
-        k = tl.load(keys + start * k_at, mask=there & within, other=0.0)
-        v = tl.load(values + start * v_at, mask=there & within, other=0.0)
-        if WIDE:
-            q, k, v = q.to(tl.float32), k.to(tl.float32), v.to(tl.float32)
-        scores = tl.dot(q, tl.trans(k)) * scale
+    if CHUNK == BL:
+        there = begin + p < stop
+        m = None
         if mask is not None:
-            m = tl.load(masks + start + p[None, :], mask=(start + p < stop)[None, :], other=0)
-            scores = scores + m.to(tl.float32) if ADDED else tl.where(m != 0, scores, float("-inf"))
-        scores = tl.where((start + p < stop)[None, :], scores, float("-inf"))
-        higher = tl.maximum(most, tl.max(scores, 1))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        shares = tl.exp(scores - shift[:, None])
-        fade = tl.exp(most - shift)
-        total = total * fade + tl.sum(shares, 1)
-        acc = tl.dot(shares.to(v.dtype), v, acc * fade[:, None])
-        most = higher
+            if SHARED:
+                there = there & seen
+                m = first[None, :]
+            else:
+                m = tl.load(masks + begin + p[None, :], mask=there[None, :], other=0)
+        wanted = there & (p != new)
+        k = tl.load(keys + begin * k_at, mask=wanted[:, None] & within, other=0.0)
+        v = tl.load(values + begin * v_at, mask=wanted[:, None] & within, other=0.0)
+        if new_key is not None:
+            k = tl.where((there & (p == new))[:, None], new_k[None, :], k)  # type: ignore[index]
+            v = tl.where((there & (p == new))[:, None], new_v[None, :], v)  # type: ignore[index]
+        most, total, acc = _step(q, k, v, m, there, most, total, acc, scale, ADDED, WIDE)
+    else:
+        for start in tl.range(begin, stop, BL, num_stages=3):
+            there = start + p < stop
+            m = None
+            if mask is not None:
+                m = tl.load(masks + start + p[None, :], mask=there[None, :], other=0)
+            wanted = there & (start - begin + p != new)
+            k = tl.load(keys + start * k_at, mask=wanted[:, None] & within, other=0.0)
+            v = tl.load(values + start * v_at, mask=wanted[:, None] & within, other=0.0)
+            if new_key is not None:
+                k = tl.where((there & (start - begin + p == new))[:, None], new_k[None, :], k)  # type: ignore[index]
+                v = tl.where((there & (start - begin + p == new))[:, None], new_v[None, :], v)  # type: ignore[index]
+            most, total, acc = _step(q, k, v, m, there, most, total, acc, scale, ADDED, WIDE)
     last = True
     if partial is not None:
         unit = partial + (pair * splits).to(tl.int64) * (BG * (BD + 2))
@@ -127,5 +198,5 @@ def attend(
             tl.store(locks + pair, 0)
     if last:
         result = (acc / total[:, None]).to(out.dtype.element_ty)
-        at_out = out + (text * KV + head).to(tl.int64) * (GROUP * D) + g[:, None] * D + d[None, :]
+        at_out = out + (text * KV + head) * (GROUP * D) + g[:, None] * D + d[None, :]
         tl.store(at_out, result, mask=(g < GROUP)[:, None] & within)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`attend`: attention of one new token to a static cache, one kernel that lets the next product begin early."""
+"""`attend`: attention of one new token to a static cache, one kernel that lets the next product begin early.
+
+`rotate_and_attend` is the same kernel, which rotates query and key and writes the cache, too.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,18 @@ from ..runtime import dependent_launch, import_triton, interpreted, launch, sm_c
 from ..workspace import locks
 from .define import NAMESPACE
 
-__all__ = ["attend", "define_attend"]
+__all__ = ["attend", "define_attend", "rotate_and_attend"]
 
 _SCHEMA = "(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor"
+_ROTATES = (
+    "(Tensor query, Tensor new_key, Tensor new_value, Tensor cos, Tensor sin, Tensor position, Tensor(a!) key, "
+    "Tensor(b!) value, Tensor? mask, float scale) -> Tensor"
+)
 _HALVES = (torch.float16, torch.bfloat16)
 # Positions of a block of threads: a second block to a head of keys costs 1.5 us, as much as 200 positions.
 _LEAST, _MOST = 256, 4096
+# Elements of keys, and of values, that a block of eight warps holds at once.
+_AT_ONCE = 256 * 128
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -38,6 +47,66 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
         ValueError: if shapes, dtypes or devices do not fit, naming the argument.
     """
     _check(query, key, value, mask)
+    return _start(query, key, value, mask, scale, None)
+
+
+def rotate_and_attend(
+    query: Tensor,
+    new_key: Tensor,
+    new_value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    position: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Rotates query and new_key (RoPE, halves with each other), writes the cache at a position, and attends to it.
+
+    Args:
+        query: float16 or bfloat16 `[texts, heads, 1, features]`, of an even number of features.
+        new_key, new_value: `[texts, heads of keys, 1, features]`.
+        cos, sin: `[texts or 1, 1, 1, features]`.
+        position: int64, one element; where none such is in the cache, nothing is written.
+        key, value: the cache, whose last dimension is contiguous; written in place.
+        mask, scale: as `attend` takes them.
+
+    Returns:
+        As `attend`.
+
+    Raises:
+        ValueError: if shapes, dtypes, strides or devices do not fit, naming the argument.
+    """
+    _check(query, key, value, mask)
+    texts, _, _, size = query.shape
+    if size % 2:
+        raise ValueError(f"query must have an even number of features, got {size}")
+    for name, t in (("key", key), ("value", value)):
+        if t.stride(-1) != 1:
+            raise ValueError(f"{name} must have contiguous features, its strides are {t.stride()}")
+    shape = (texts, key.shape[1], 1, size)
+    for name, t, shapes in (
+        ("new_key", new_key, (shape,)),
+        ("new_value", new_value, (shape,)),
+        ("cos", cos, ((texts, 1, 1, size), (1, 1, 1, size))),
+        ("sin", sin, (cos.shape,)),
+    ):
+        if tuple(t.shape) not in shapes or t.dtype != query.dtype or t.device != query.device:
+            raise ValueError(f"{name} is {t.dtype} {list(t.shape)} on {t.device}, query {list(query.shape)}")
+    if position.numel() != 1 or position.dtype != torch.int64 or position.device != query.device:
+        raise ValueError(
+            f"position must be one int64, got {position.dtype} {list(position.shape)} on {position.device}"
+        )
+    cos, sin = cos.expand(texts, -1, -1, -1), sin.expand(texts, -1, -1, -1)
+    if cos.stride(0) != sin.stride(0) or cos.stride(-1) != 1 or sin.stride(-1) != 1:
+        cos, sin = cos.contiguous(), sin.contiguous()
+    return _start(query, key, value, mask, scale, (new_key, new_value, cos, sin, position))
+
+
+def _start(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, new: tuple[Tensor, ...] | None
+) -> Tensor:
     import_triton()
     from ..kernels.attend import attend as kernel
 
@@ -48,9 +117,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
         return out
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
     group = heads // count
+    wide, high = max(1 << (size - 1).bit_length(), 16), max(1 << (group - 1).bit_length(), 16)
+    pdl = dependent_launch(query.device)
     chunk = _chunk(length, texts * count, query.device)
     splits = max(-(-length // chunk), 1)
-    wide, high = max(1 << (size - 1).bit_length(), 16), max(1 << (group - 1).bit_length(), 16)
+    step, warps = 64, 4
+    if (pdl or interpreted()) and chunk * wide <= _AT_ONCE:
+        if splits == 1:
+            chunk = min(chunk, max(1 << (length - 1).bit_length(), 64))
+        step, warps = chunk, 8
     partial = counters = None
     if splits > 1:
         shape = texts * count * splits * high * (wide + 2)
@@ -62,12 +137,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
         mask = (mask if added else mask.view(torch.uint8)).expand(texts, -1, -1, -1)
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
         strides = (mask.stride(0), mask.stride(1) if mask.shape[1] > 1 else 0)
-    pdl = dependent_launch(query.device)
+    given: tuple[Any, ...] = (None,) * 5
+    new_strides: tuple[int, ...] = (0,) * 5
+    if new is not None:
+        k, v, cos, sin, position = (t if t.ndim < 4 or t.stride(-1) == 1 else t.contiguous() for t in new)
+        given = (k, v, cos, sin, position)
+        new_strides = (*k.stride()[:2], *v.stride()[:2], cos.stride(0))
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
     launch(
-        kernel, (texts * count, splits), query, key, value, mask, out, partial, counters, scale, length, count, splits,
-        *query.stride()[:2], *key.stride()[:3], *value.stride()[:3], *strides, D=size, GROUP=group, BG=high, BD=wide,
-        BL=64, CHUNK=chunk, ADDED=added, WIDE=interpreted(), PDL=pdl, num_warps=4, **options,
+        kernel, (texts * count, splits), query, *given, key, value, mask, out, partial, counters, scale, length, count,
+        splits, *query.stride()[:2], *new_strides, *key.stride()[:3], *value.stride()[:3], *strides, D=size,
+        GROUP=group, BG=high, BD=wide, BL=step, CHUNK=chunk, ADDED=added, SHARED=strides[1] == 0, WIDE=interpreted(),
+        PDL=pdl, num_warps=warps, **options,
     )  # fmt: skip
     return out
 
@@ -100,8 +181,18 @@ def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> No
 
 
 @functools.cache
-def define_attend() -> Any:
-    """Defines `torch.ops.quanto_cuda.attend`, once; Inductor is not shown the kernel, which begins early."""
-    operator = torch.library.custom_op(f"{NAMESPACE}::attend", attend, mutates_args=(), schema=_SCHEMA)
-    operator.register_fake(lambda query, key, *rest: query.new_empty(query.shape[0], 1, *query.shape[1::2]))
-    return getattr(torch.ops, NAMESPACE).attend.default
+def define_attend() -> dict[str, Any]:
+    """Defines the operators, once, by name; Inductor is not shown the kernel, which begins early."""
+
+    def fake(query: Tensor, key: Tensor, *_: Any) -> Tensor:
+        return query.new_empty(query.shape[0], 1, *query.shape[1::2])
+
+    found = {}
+    for name, function, schema, mutated in (
+        ("attend", attend, _SCHEMA, ()),
+        ("rotate_and_attend", rotate_and_attend, _ROTATES, ("key", "value")),
+    ):
+        operator = torch.library.custom_op(f"{NAMESPACE}::{name}", function, mutates_args=mutated, schema=schema)
+        operator.register_fake(fake)
+        found[name] = getattr(getattr(torch.ops, NAMESPACE), name).default
+    return found
