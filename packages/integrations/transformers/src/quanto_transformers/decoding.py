@@ -47,7 +47,8 @@ def decode_ahead(
         logits_processor, stopping_criteria, generation_config: as `generate` prepares them.
         streamer: gets each token, one late, and the end.
         early: compiles with kernels that begin before the one ahead has ended, where this torch has them (experimental)
-            and the GPU, Hopper or later; the results are equal but for rounding. Not with a `compile_config`.
+            and the GPU, Hopper or later, a backend's own among them (see `quanto_transformers.early`); the results are
+            equal but for rounding. Not with a `compile_config`.
         **given: of the forward pass.
 
     Returns:
@@ -144,10 +145,19 @@ def _begins_early(device: torch.device) -> bool:
 
 
 def _early() -> Any:
-    """CUDA graphs, as transformers asks for, and programmatic dependent launch."""
+    """CUDA graphs, as transformers asks for, dependent launch, and a backend's kernels for what is between products."""
     from transformers import CompileConfig
 
-    return CompileConfig(mode=None, options={"triton.cudagraphs": True, "triton.enable_pdl": True})
+    from .early import EarlyPass
+
+    return CompileConfig(
+        mode=None,
+        options={
+            "triton.cudagraphs": True,
+            "triton.enable_pdl": True,
+            "post_grad_custom_pre_pass": EarlyPass(),
+        },
+    )
 
 
 class _Late:
