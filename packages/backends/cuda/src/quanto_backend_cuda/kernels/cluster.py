@@ -12,6 +12,7 @@ others may send, and once that it has got all, before others, whose copies have 
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import triton
@@ -24,6 +25,7 @@ __all__ = ["area", "arrive", "exchange", "expect", "half", "in_clusters", "met",
 
 # Newer versions of Triton have another name.
 _barrier = getattr(gl, "thread_barrier", None) or gl.barrier
+_one_at_a_time = threading.Lock()
 # Floats between rows of a part in shared memory: what one instruction writes lies in different banks.
 _PAD = 4
 
@@ -33,18 +35,14 @@ def in_clusters(kernel: Any) -> Any:
 
     Where this Triton is not as expected a launch raises, before anything runs. `EXTRA` is a multiple of 128.
     """
-    compile_one = getattr(kernel, "_do_compile", None)
-    if compile_one is None:
+    begun = getattr(kernel, "_do_compile", None)
+    if begun is None:
         return kernel
+    places = [(kernel.arg_names.index(name),) for name in ("CLUSTER", "EXTRA")]
 
-    @functools.wraps(compile_one)
-    def compiled(*args: Any, **kwargs: Any) -> Any:
+    def compiled(compile_one: Any, *args: Any, **kwargs: Any) -> Any:
         found = compile_one(*args, **kwargs)
-        if found is None:
-            return None
-        found = found.result() if hasattr(found, "result") else found
-        constants = found.src.constants
-        size, extra = (constants[(kernel.arg_names.index(name),)] for name in ("CLUSTER", "EXTRA"))
+        size, extra = (found.src.constants[place] for place in places)
         if size > 1:
             before = found.metadata
             if found.packed_metadata != (before.num_warps, 1, before.shared) or found.module is not None:
@@ -54,7 +52,14 @@ def in_clusters(kernel: Any) -> Any:
             found.packed_metadata = (before.num_warps, size, shared)
         return found
 
-    kernel._do_compile = compiled
+    @functools.wraps(begun)
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        with _one_at_a_time:
+            if getattr(kernel.compile, "func", None) is not compiled:  # else another thread could start it too soon
+                kernel.compile = functools.partial(compiled, kernel.compile)
+        return begun(*args, **kwargs)
+
+    kernel._do_compile = begin
     kernel.clusters = True
     return kernel
 
