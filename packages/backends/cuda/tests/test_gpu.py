@@ -152,7 +152,7 @@ def believed(trials: Sequence[Trial], call: Any, want: torch.Tensor, monkeypatch
     for _ in range(3):
         assert close(call(), want)
     assert not any(trial.refused for trial in trials)
-    assert len([trial for trial in trials if trial.checked]) == 1
+    assert any(trial.checked for trial in trials)
 
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
