@@ -129,7 +129,7 @@ void start_runs(const Format& f, const int8_t* codes, int64_t first, int64_t las
 
 bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, Activations& a, int64_t begin, int64_t end) {
   const Format& f = *w.format;
-  const int64_t padded = w.padded(), length = w.units * f.unit, runs = a.run ? (a.block * f.unit / 4 + a.run - 1) / a.run : 1;
+  const int64_t padded = w.padded(), length = w.units * f.unit, runs = runs_of(w, a);
   std::unique_ptr<float[]> values(new float[padded]);
   std::unique_ptr<int8_t[]> rows(new int8_t[padded * a.tile]);
   for (int64_t tile = begin; tile < end; ++tile) {

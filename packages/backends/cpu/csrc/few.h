@@ -203,16 +203,14 @@ void halves_tile(const Weight& w, const Panel* panels, int64_t first, const Acti
             });
             each<U / 4>([&](auto j) QUANTO_INLINE {
               const Half quads = bytes<C, j>(words, t);
-              each<T>([&](auto m) QUANTO_INLINE {
-                const int32_t* xm = xs + (i * U / 4 + j) * T + m;
-                if constexpr (!narrow) {
-                  total[m] = Of<C>::dot(total[m], quads, V::spread(*xm));
-                } else if constexpr (i + j == 0) {
-                  Of<C>::mul16(part[m], quads, xm);
-                } else {
-                  Of<C>::dot16(part[m], quads, xm);
-                }
-              });
+              const int32_t* at = xs + (i * U / 4 + j) * T;
+              if constexpr (!narrow) {
+                Of<C>::template dot_rows<T>(total, quads, at);
+              } else if constexpr (i + j == 0) {
+                each<T>([&](auto m) QUANTO_INLINE { Of<C>::mul16(part[m], quads, at + m); });
+              } else {
+                each<T>([&](auto m) QUANTO_INLINE { Of<C>::dot16(part[m], quads, at + m); });
+              }
             });
           });
           from += count * N * 64, asked += count * N * 32, xs += count * U / 4 * T;

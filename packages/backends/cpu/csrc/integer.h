@@ -167,7 +167,7 @@ void integer_blocks(const Weight& w, const Activations& a, const Output& out, in
   const auto kernel = table.of[a.tile - 1];
   const Tables t = tables<C>(*w.format);
   const int64_t tiles = a.tiles();
-  const int64_t runs = kNarrow<C> ? (a.block * U / 4 + a.run - 1) / a.run : 1;
+  const int64_t runs = runs_of(w, a);
   const bool zeros = !kStarts || w.zero_type != Type::kNone;
   const float offset = kStarts ? 0.f : byte_offset<C>(*w.format);
   alignas(64) uint8_t quads[kDecodedAtOnce / 4 * 64 * P];

@@ -3,6 +3,7 @@
 #include <cpuid.h>
 #include <immintrin.h>
 
+#include "four.h"
 #include "scalar.h"
 
 namespace quanto {
@@ -42,6 +43,10 @@ struct V {
   }
   static __m256i load_half(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static __m256i& half(I& x, int h) { return h ? x.b : x.a; }
+  static __m256& half(F& x, int h) { return h ? x.b : x.a; }
+  static __m256 floats(float v) { return _mm256_set1_ps(v); }
+  static __m256 to_float(__m256i x) { return _mm256_cvtepi32_ps(x); }
+  static __m256 fmadd(__m256 x, __m256 y, __m256 z) { return _mm256_fmadd_ps(x, y, z); }
   static void store_words(void* p, I v) {
     auto* q = static_cast<__m256i*>(p);
     _mm256_storeu_si256(q, v.a), _mm256_storeu_si256(q + 1, v.b);
@@ -109,6 +114,9 @@ struct V {
     return sum;
   }
   static I dot(I sum, I quads, __m256i x) { return {dot(sum.a, quads.a, x), dot(sum.b, quads.b, x)}; }
+  template <int T> static void dot_rows(__m256i* sum, __m256i quads, const int32_t* x) {
+    for (int m = 0; m < T; ++m) sum[m] = dot(sum[m], quads, spread(x[m]));
+  }
 #else
   // vpmaddubsw adds two products of unsigned and signed bytes in 16 bits. With small codes many such sums still fit, with
   // bytes of the full range one, if the two activations add up to little: `kPairs`. Tiles of three rows fill the ports
@@ -118,18 +126,30 @@ struct V {
   static __m256i widen(__m256i sum, __m256i part) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(part, _mm256_set1_epi16(1)));
   }
+  static __m256i widen(__m256i part) { return _mm256_madd_epi16(part, _mm256_set1_epi16(1)); }
   static I widen(I sum, I part) { return {widen(sum.a, part.a), widen(sum.b, part.b)}; }
   static __m256i dot16(__m256i sum, __m256i quads, __m256i x) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(quads, x)); }
   static I dot16(I sum, I quads, __m256i x) { return {dot16(sum.a, quads.a, x), dot16(sum.b, quads.b, x)}; }
   static __m256i dot(__m256i sum, __m256i quads, __m256i x) { return widen(sum, _mm256_maddubs_epi16(quads, x)); }
   static I dot(I sum, I quads, __m256i x) { return {dot(sum.a, quads.a, x), dot(sum.b, quads.b, x)}; }
-  // The same for eight rows, in one piece: GCC moves the loads of activations ahead until registers run out.
+  // The same for rows side by side, in one piece: GCC moves the loads of activations ahead until registers run out.
   static void mul16(__m256i& part, __m256i quads, const int32_t* x) {
     asm("vpbroadcastd %2, %0\n\tvpmaddubsw %0, %1, %0" : "=&x"(part) : "x"(quads), "m"(*x));
   }
   static void dot16(__m256i& part, __m256i quads, const int32_t* x) {
     __m256i product;
     asm("vpbroadcastd %3, %1\n\tvpmaddubsw %1, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(part), "=&x"(product) : "x"(quads), "m"(*x));
+  }
+  // Products of T rows.
+  template <int T> static void dot16_rows(__m256i* part, __m256i quads, const int32_t* x) {
+    dot16_four(part, quads, x);
+    if constexpr (T == 8) dot16_four(part + 4, quads, x + 4);
+    for (int m = T / 4 * 4; m < T; ++m) dot16(part[m], quads, x + m);
+  }
+  template <int T> static void dot_rows(__m256i* sum, __m256i quads, const int32_t* x) {
+    dot_four(sum, quads, x);
+    if constexpr (T == 8) dot_four(sum + 4, quads, x + 4);
+    for (int m = T / 4 * 4; m < T; ++m) sum[m] = dot(sum[m], quads, spread(x[m]));
   }
   // The largest magnitude of the sum of two values at a distance of N within four.
   template <int N> static float pair_peak(const float* p, int64_t count) {

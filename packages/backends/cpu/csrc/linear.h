@@ -6,6 +6,7 @@
 #include "activations.h"
 #include "exact.h"
 #include "few.h"
+#include "halves.h"
 #include "integer.h"
 #include "walk.h"
 
@@ -38,7 +39,11 @@ Run small_for(int tile) {
 
 template <Code C, int T>
 void integer_halves(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  walk(w, a, out, begin, end, 1, halves_tile<C, T>, halves_tile<C, T>);
+  Tile tile = halves_tile<C, T>;
+  if constexpr (kNarrow<C>) {
+    if (a.run) tile = run_halves_tile<C, T>;
+  }
+  walk(w, a, out, begin, end, 1, tile, tile);
 }
 
 template <Code C>

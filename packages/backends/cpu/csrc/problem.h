@@ -50,7 +50,8 @@ struct Activations {
   float* scales = nullptr;    // [tiles, groups, blocks, tile], integer; for many rows [groups, blocks, tiles, tile]
   float* sums = nullptr;      // the same: of the values, or of the int8
   // Where sums of products begin, so that the offset of bytes is off them at the end: -offset * sum of the int8 of a block;
-  // or, where `run` quads are added up in 16 bits, two of such. Many rows: [blocks, tiles, groups of a block, runs, tile].
+  // or, where `run` quads are added up in 16 bits, two of such. [tiles, groups, blocks, runs, tile] for few rows; for many
+  // [blocks, tiles, groups of a block, runs, tile].
   int32_t* starts = nullptr;
   int64_t run = 0;
   // What `pairs` kernels cannot take in one product: quads that come a second time, and where, block by block.
@@ -88,6 +89,7 @@ inline int64_t scales_at(const Weight& w, const Activations& a, int64_t tile, in
   return (a.few ? (tile * w.groups + q) * a.blocks + b : (q * a.blocks + b) * a.tiles() + tile) * a.tile;
 }
 inline int64_t starts_at(const Weight& w, const Activations& a, int64_t tile, int64_t q, int64_t b, int64_t runs) {
+  if (a.few) return ((tile * w.groups + q) * a.blocks + b) * runs * a.tile;
   const Part p = part_of(w, a, q, b);
   return ((p.group * a.blocks + b) * a.tiles() + tile * p.groups + q - p.group) * runs * a.tile;
 }
@@ -102,6 +104,11 @@ constexpr int quads_in_16_bits(Code c, bool lowest) {
     case Code::kInt2: return lowest ? 32 : 64;
     default: return 0;
   }
+}
+
+// Runs of quads that are added up in 16 bits, of a block of a group; the last may be shorter.
+inline int64_t runs_of(const Weight& w, const Activations& a) {
+  return a.run ? (a.block * w.format->unit / 4 + a.run - 1) / a.run : 1;
 }
 
 }  // namespace

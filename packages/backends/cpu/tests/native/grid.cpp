@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every kernel on a grid of small shapes, in memory of exactly the size it needs, against sums in double precision.
 //
-//     quanto_cpu [step]     every step-th shape of rows {1, 3, 4, 16} x n {1 … 128} x k {1 … 260}; default 97
+//     quanto_cpu [step]     every step-th shape of rows {1, 3, 4, 6, 8, 16} x n {1 … 128} x k {1 … 260}; default 97
 //
 // Built with -DQUANTO_GRID=ON, with sanitizers or for another processor; needs no torch.
 #include <cmath>
@@ -227,7 +227,7 @@ int main(int argc, char** argv) {
     select_kernels(name.c_str());
     run_subnormal();
     long long shape = 0, done = 0;
-    for (const int64_t rows : {1, 3, 4, 16}) {
+    for (const int64_t rows : {1, 3, 4, 6, 8, 16}) {
       for (int64_t n = 1; n <= 128; ++n) {
         for (int64_t k = 1; k <= 260; ++k) {
           if (shape++ % step) continue;
