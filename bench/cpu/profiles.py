@@ -14,6 +14,14 @@ PROFILES = {
     "native": "all that the processor has",
 }
 _MASKED = "QUANTO_BENCH_MASKED"
+# What libraries ask where CPUID cannot be hidden: torch, MKL, oneDNN, FBGEMM. onnxruntime and ggml ask CPUID alone.
+_ASKED = {
+    "QUANTO_CPU_ISA": "avx2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
+}
 
 
 def apply(profile: str) -> str:
@@ -27,8 +35,8 @@ def apply(profile: str) -> str:
     if mask_to_avx2():
         os.environ[_MASKED] = "1"
         return PROFILES["avx2"]
-    os.environ["QUANTO_CPU_ISA"] = "avx2"
-    return "AVX2 to quanto alone: this system cannot hide instructions from other libraries, which use what there is"
+    os.environ.update(_ASKED)
+    return "AVX2 to quanto, torch, MKL, oneDNN and FBGEMM; onnxruntime and ggml use all that this processor has"
 
 
 def masked() -> bool:
