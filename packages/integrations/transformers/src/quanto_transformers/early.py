@@ -32,6 +32,8 @@ _aten = torch.ops.aten
 _HALVES = (torch.float16, torch.bfloat16)
 _TOKENS, _WIDEST = 16, 1 << 14
 _EPS = 0.0123456789  # in place of any
+_OPERATORS = ("rms_norm", "add_rms_norm", "activate_and_multiply", "attend", "rotate_and_attend")
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
@@ -93,8 +95,10 @@ class EarlyPass(CustomGraphPass):
         return hash(EarlyPass)
 
     def uuid(self) -> Any:
-        """Of the sources, so that Inductor may keep what it compiled."""
-        return get_hash_for_files((__file__, str(Path(expressions.__file__))))
+        """Of the sources and of what backends offer, so that Inductor may keep what it compiled."""
+        offered = [kernels.function(name, device) for device in _DEVICES for name in _OPERATORS]
+        said = [str(getattr(function, "_schema", function)) for function in offered]
+        return get_hash_for_files((__file__, str(Path(expressions.__file__))), "\n".join(said))
 
     def __call__(self, graph: Graph) -> None:
         """Changes the graph in place."""
