@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -178,14 +179,18 @@ def test_floats_and_many_tokens_are_left(dtype: torch.dtype, tokens: int, offere
     assert not replaced
 
 
+def close(want: Any, got: Any) -> None:
+    pairs = zip(*([t] if isinstance(t, Tensor) else t for t in (want, got)), strict=True)
+    assert all(torch.isclose(a, b, rtol=0.02, atol=0.02).all() for a, b in pairs)
+
+
 def change(call: Any, *given: Tensor) -> Counter[str]:
-    """What is replaced; the results must stay."""
-    want = call(*given)
+    """What is replaced; the results must stay, and what is done to the arguments."""
+    copies = [t.clone() for t in given]
+    want = call(*copies)
     got, replaced, _ = traced(call, given)
-    for a, b in zip(
-        (want,) if isinstance(want, Tensor) else want, (got,) if isinstance(got, Tensor) else got, strict=True
-    ):
-        assert torch.isclose(a, b, rtol=0.02, atol=0.02).all()
+    close(want, got)
+    close(copies, given)
     return replaced
 
 
@@ -250,7 +255,7 @@ def test_a_cache_that_is_read_again_is_left(offered: dict[str, Any]) -> None:
     query, new, cos, sin = halves(1, 4, 1, 16), halves(1, 2, 1, 16), halves(1, 1, 1, 16), halves(1, 1, 1, 16)
     attends, at = offered["attend"], torch.tensor([3])
 
-    def block(key: Tensor, value: Tensor, more: int) -> Any:
+    def block(more: int, key: Tensor, value: Tensor) -> Any:
         key.index_copy_(2, at, early._rotate(new, cos, sin))
         value.index_copy_(2, at, new)
         turned = early._rotate(query, cos, sin)
@@ -258,12 +263,33 @@ def test_a_cache_that_is_read_again_is_left(offered: dict[str, Any]) -> None:
         return read, (read, key.sum(), turned)[more]
 
     for more, replaced in ((0, {"rotate_and_attend": 1}), (1, {}), (2, {})):
-        want, got = ([halves(1, 2, 8, 16) * 0 + 1, halves(1, 2, 8, 16) * 0 + 2] for _ in range(2))
-        expected = block(*want, more)
-        found, counted, _ = traced(block, (*got, more))
-        assert counted == replaced
-        assert all(torch.isclose(a, b, rtol=0.02, atol=0.02).all() for a, b in zip(expected, found, strict=True))
-        assert all(torch.isclose(a, b, rtol=0.02, atol=0.02).all() for a, b in zip(want, got, strict=True))
+        caches = [halves(1, 2, 8, 16) * 0 + n for n in (1, 2)]
+        assert change(functools.partial(block, more), *caches) == replaced
+
+
+def test_what_is_broadcast_is_left(offered: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    attends, at = offered["attend"], torch.tensor([3])
+
+    def block(query: Tensor, new: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        def call(key: Tensor, value: Tensor) -> Tensor:
+            key[:, :, at] = early._rotate(new, cos, sin)
+            value[:, :, at] = new
+            found: Tensor = attends(early._rotate(query, cos, sin), key, value, None, 0.5)
+            return found
+
+        return call
+
+    query, new, one, two = halves(2, 4, 1, 16), halves(2, 2, 1, 16), halves(1, 1, 1, 16), halves(2, 1, 1, 16)
+    for given, replaced in (
+        ((query, new, two, two), {"rotate_and_attend": 1}),
+        ((query, new, one, one), {"rotate_and_attend": 1}),
+        ((query, new[:, :1], two, two), {}),  # one head for all
+        ((query, new[:1], one, one), {}),  # one text for all
+        ((query[:1], new, two, two), {}),  # a query that becomes as many texts by its angles
+        ((query, new, two, one), {}),
+    ):
+        assert change(block(*given), halves(2, 2, 8, 16), halves(2, 2, 8, 16)) == replaced
 
 
 def test_a_compiler_that_keeps_graphs_knows_the_pass(offered: dict[str, Any]) -> None:

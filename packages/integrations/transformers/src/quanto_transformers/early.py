@@ -160,11 +160,14 @@ class EarlyPass(CustomGraphPass):
         q, new = rotation.match(query), rotation.match(k["new"])
         if q is None or new is None or q["cos"] is not new["cos"] or q["sin"] is not new["sin"] or len(query.users) > 1:
             return
-        shape = _of(v["new"]).shape
-        turns = [_of(q[name]) for name in ("cos", "sin")]
-        if any(t.dtype != val.dtype or t.shape not in ((1, 1, 1, size), (shape[0], 1, 1, size)) for t in turns):
+        texts, kept = _of(k["cache"]).shape[:2]
+        shape = (texts, kept, 1, size)  # nothing is broadcast but angles
+        cos, sin = (_of(q[name]) for name in ("cos", "sin"))
+        if cos.shape not in ((1, 1, 1, size), (texts, 1, 1, size)) or sin.shape != cos.shape:
             return
-        if any(_of(n).shape != shape or _of(n).dtype != val.dtype for n in (new["x"], v["new"])):
+        if not _like(q["x"], _of(query)) or any(_of(n).shape != shape for n in (new["x"], v["new"])):
+            return
+        if any(_of(n).dtype != val.dtype for n in (q["cos"], q["sin"], new["x"], v["new"])):
             return
         given = (q["x"], new["x"], v["new"], q["cos"], q["sin"], k["at"], k["cache"], v["cache"], mask, scale)
         node.replace_all_uses_with(self._put(graph, node, function, given))
@@ -218,7 +221,7 @@ def _written(key: Any, reader: Node) -> dict[str, Any] | None:
     if not back or set(key.users) != {reader, copies[0]} or copies[0].users:
         return None
     at = _position(indices[2])
-    whole = _of(cache).ndim == 4 and _of(cache).stride(-1) == 1
+    whole = _of(cache).ndim == 4 and _of(cache).stride(-1) == 1 and _of(indices[2]).device == _of(cache).device
     return {"cache": cache, "at": at, "new": new, "copy": copies[0]} if whole and at is not None else None
 
 
