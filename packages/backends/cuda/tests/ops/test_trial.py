@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -74,6 +76,33 @@ def test_what_was_prepared_is_waited_for(problem: Any) -> None:
     threading.Timer(0.05, kernel.let.set).start()
     assert (run(trial, kernel, problem) == right).all()
     assert len(kernel.compiled) == 2, "once ahead; with Triton the call then finds it compiled"
+
+
+LAST = """
+import threading
+import torch
+from quanto_backend_cuda import runtime
+from quanto_backend_cuda.ops.trial import Trial
+
+class Kernel:
+    def __init__(self, name):
+        self.name = name
+
+    def warmup(self, out, grid):
+        started.set()
+        threading.main_thread().join()
+        print(self.name)
+
+started, trial, out = threading.Event(), Trial("tests"), torch.empty(1)
+for kernel in (Kernel("begun"), Kernel("not begun")):
+    trial.prepare(kernel.name, lambda: runtime.launch(kernel, (1,), out), out.device)
+    started.wait()
+"""
+
+
+def test_a_process_that_ends_compiles_nothing_more() -> None:
+    found = subprocess.run([sys.executable, "-c", LAST], capture_output=True, text=True, timeout=120, check=True)
+    assert found.stdout.split("\n") == ["begun", ""]
 
 
 def test_what_can_not_be_prepared_is_left_to_the_call(problem: Any) -> None:

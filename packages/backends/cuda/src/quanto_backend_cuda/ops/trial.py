@@ -184,7 +184,8 @@ class _Compiling:
             at = torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext()
             with self._turn, at:
                 for compile_one in work:
-                    compile_one()
+                    if threading.main_thread().is_alive():  # else the process waits, for what nobody will call
+                        compile_one()
         except Exception as error:
             self._error = error
 
