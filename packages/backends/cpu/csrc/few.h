@@ -98,7 +98,7 @@ void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Act
   const int32_t* x = a.quads + tile * w.padded() / 4 * T;
   const float* scales = a.scales + tile * w.groups * a.blocks * T;
   const float* sums = a.sums + tile * w.groups * a.blocks * T;
-  const Ahead<P> ahead(w);
+  const Ahead<P> ahead(w, T == 1);
   const uint8_t* codes[P];
   F y[T * P];
   for (int i = 0; i < P; ++i) codes[i] = panels[i].codes;
@@ -124,7 +124,7 @@ void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Act
             each<G>([&](auto i) QUANTO_INLINE {
               each<N>([&](auto j) QUANTO_INLINE {
                 words[i][j] = V::load_words(codes[g * G + i] + j * 64);
-                ask(codes[g * G + i] + far + j * 64);
+                ahead.line(codes[g * G + i] + far + j * 64);
               });
               codes[g * G + i] += N * 64;
             });

@@ -98,6 +98,18 @@ const Kernels& kernels() {
   return *known;
 }
 
+bool asks_second_level() {
+#if defined(QUANTO_X86)
+  static const bool amd = [] {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("amd") != 0;
+  }();
+  return amd;
+#else
+  return false;
+#endif
+}
+
 const Kernels& kernels_for(int64_t products) {
   const Kernels& best = kernels();
   const Kernels* other = products <= kLittle ? light.load(std::memory_order_relaxed) : nullptr;
