@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def load(name: str, folder: Path, *args: object, dtype: torch.dtype = torch.floa
     return cls(name).from_pretrained(folder, torch_dtype=dtype, quantization_config=QuantoConfig(*args, **fields))
 
 
+def run_aligned(model: nn.Module, name: str) -> torch.Tensor:
+    """Its output, of a copy: on Zen 4 a float layer's sums depend on where the file left its weights in memory."""
+    return run(copy.deepcopy(model), name)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_reloads_bit_equal(name: str, weights: str, saved: Saved, tmp_path: Path) -> None:
@@ -30,14 +36,14 @@ def test_reloads_bit_equal(name: str, weights: str, saved: Saved, tmp_path: Path
     kept = set(model._keep_in_fp32_modules or ())
     left = [n for n, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d) and not kept & set(n.split("."))]
     assert left == []
-    expected = run(model, name)
+    expected = run_aligned(model, name)
     error = (expected - run(build(name), name)).norm() / run(build(name), name).norm()
     assert 0 < error < (0.06 if weights == "int8" else 0.6)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     again = cls(name).from_pretrained(tmp_path)
-    assert torch.equal(run(again, name), expected)
+    assert torch.equal(run_aligned(again, name), expected)
     again.save_pretrained(tmp_path / "again")
-    assert torch.equal(run(cls(name).from_pretrained(tmp_path / "again"), name), expected)
+    assert torch.equal(run_aligned(cls(name).from_pretrained(tmp_path / "again"), name), expected)
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4", "int3", "int2", "float8", "nf4", "fp4", "mxfp4"])
