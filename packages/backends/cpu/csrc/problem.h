@@ -164,7 +164,7 @@ void select_kernels(const char* name);  // "" lets `kernels` choose anew
 // Names of those that this processor can run, best first, with commas between them.
 std::string available_kernels();
 // Whether this processor reads faster what was asked for into its second-level cache: AMD's (Zen 4, one token of 4096 x 4096,
-// int4 on AVX2 0.28 ms instead of 0.36, int2 on AVX-512 0.15 and 0.23), where a Xeon loses 3 to 5 %.
+// int4 on AVX2 0.33 ms instead of 0.385, int2 on AVX-512 0.17 and 0.24), where a Xeon loses 3 to 5 %.
 bool asks_second_level();
 
 // Canonical rows 16 * panel … of a weight as one panel, with scales and zero points of its rows side by side.
