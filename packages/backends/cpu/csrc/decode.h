@@ -52,6 +52,10 @@ constexpr bool kPairs = kFull<C> && V::kPairs;
 template <Code C>
 constexpr bool kSigned = kFull<C> && V::kSignedBytes;
 
+// Whether exact compute may multiply digits of one row by them.
+template <Code C>
+constexpr bool kDigitCode = V::kDigits && C != Code::kTable4 && !kPairs<C>;
+
 template <Code C>
 constexpr bool kNibbles = C == Code::kInt4 || C == Code::kTable4 || C == Code::kSmallTable;
 template <Code C>
@@ -145,7 +149,7 @@ template <Code C, int J, int B>
 inline F value(const I* words, const Tables& t) {
   constexpr int K = position(C, J, B);
   if constexpr (C == Code::kInt8) {
-    return V::to_float(V::template top<B>(words[0]));
+    return V::to_float(B == 3 ? V::band(words[0], 0xff000000u) : V::template top<B>(words[0]));
   } else if constexpr (C >= Code::kE4M3) {
     // Sign, exponent and mantissa move into a float, whose exponent is then corrected; subnormals come out right.
     constexpr bool four = C == Code::kE4M3 || C == Code::kE4M3Z;

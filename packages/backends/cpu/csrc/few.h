@@ -48,7 +48,11 @@ void small_tile(const Weight& w, const Panel* panels, int64_t first, const Activ
               constexpr int k = position(C, j, b);
               each<T>([&](auto m) QUANTO_INLINE {
                 constexpr int at = (m * P + i) * S + k % S;
-                sum[at] = V::fmadd(v[b], V::set(x[k * T + m]), sum[at]);
+                if constexpr (T == 2 && C < Code::kE4M3) {  // a quarter less time for int8 on AVX2, 2 to 10 % for others
+                  V::add_product(sum[at], v[b], x + k * T + m);
+                } else {
+                  sum[at] = V::fmadd(v[b], V::set(x[k * T + m]), sum[at]);
+                }
               });
             });
           });
@@ -88,7 +92,7 @@ void add_rest(const Activations& a, int64_t block, const uint8_t* const* codes, 
   }
 }
 
-template <Code C, int T, int P>
+template <Code C, int T, int P, Asks A = Asks::kFirst>
 void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Activations& a, int64_t tile, const Output& out) {
   constexpr int U = kUnit<C>, N = kWords<C>;
   constexpr bool narrow = V::kNarrowSums && kQuads<C> != 0;
@@ -98,7 +102,7 @@ void integer_tile(const Weight& w, const Panel* panels, int64_t first, const Act
   const int32_t* x = a.quads + tile * w.padded() / 4 * T;
   const float* scales = a.scales + tile * w.groups * a.blocks * T;
   const float* sums = a.sums + tile * w.groups * a.blocks * T;
-  const Ahead<P> ahead(w, T == 1);
+  const Ahead<P, A> ahead(w);
   const uint8_t* codes[P];
   F y[T * P];
   for (int i = 0; i < P; ++i) codes[i] = panels[i].codes;

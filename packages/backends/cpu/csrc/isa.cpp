@@ -98,7 +98,7 @@ const Kernels& kernels() {
   return *known;
 }
 
-bool asks_second_level() {
+bool reads_one_stream() {
 #if defined(QUANTO_X86)
   static const bool amd = [] {
     __builtin_cpu_init();

@@ -22,6 +22,7 @@ struct V {
   using Bytes = __m256i;
   static constexpr bool kLookup = false, kParts = true;
   static constexpr int kRegisters = 2, kWidth = 1, kStreams = 4, kExactTile = 6, kSmallTile = 4, kFewTile = 8;
+  static constexpr bool kDigits = true;
   static constexpr bool kHalves = true;  // sums of eight rows fit into registers for half of a panel
 
   static F both(__m256 v) { return {v, v}; }
@@ -35,6 +36,13 @@ struct V {
   static F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
   static F fmadd(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
   static F fnmadd(F x, F y, F z) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }
+
+  // sum += v * *x, in one piece: GCC moves the loads of activations ahead until registers run out, and sums into memory.
+  static void add_product(F& sum, F v, const float* x) {
+    __m256 spread;
+    asm("vbroadcastss %5, %2\n\tvfmadd231ps %2, %3, %0\n\tvfmadd231ps %2, %4, %1"
+        : "+x"(sum.a), "+x"(sum.b), "=&x"(spread) : "x"(v.a), "x"(v.b), "m"(*x));
+  }
 
   static I izero() { return both(_mm256_setzero_si256()); }
   static I load_words(const void* p) {
@@ -57,6 +65,7 @@ struct V {
   static __m256i band(__m256i x, uint32_t m) { return _mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(m))); }
   static __m256i bxor(__m256i x, uint32_t m) { return _mm256_xor_si256(x, _mm256_set1_epi32(static_cast<int>(m))); }
   static __m256i bor(__m256i x, __m256i y) { return _mm256_or_si256(x, y); }
+  static I iadd(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
   template <int N> static I shr(I x) { return {shr<N>(x.a), shr<N>(x.b)}; }
   template <int N> static I shl(I x) { return {shl<N>(x.a), shl<N>(x.b)}; }
   template <int N> static I sar(I x) { return {_mm256_srai_epi32(x.a, N), _mm256_srai_epi32(x.b, N)}; }
@@ -139,6 +148,12 @@ struct V {
   static void dot16(__m256i& part, __m256i quads, const int32_t* x) {
     __m256i product;
     asm("vpbroadcastd %3, %1\n\tvpmaddubsw %1, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(part), "=&x"(product) : "x"(quads), "m"(*x));
+  }
+  // The same for both registers of a panel.
+  static void dot16(I& part, I quads, const int32_t* x) {
+    __m256i a, b;
+    asm("vpbroadcastd %6, %2\n\tvpmaddubsw %2, %5, %3\n\tvpmaddubsw %2, %4, %2\n\tvpaddw %2, %0, %0\n\tvpaddw %3, %1, %1"
+        : "+x"(part.a), "+x"(part.b), "=&x"(a), "=&x"(b) : "x"(quads.a), "x"(quads.b), "m"(*x));
   }
   // Products of T rows.
   template <int T> static void dot16_rows(__m256i* part, __m256i quads, const int32_t* x) {
@@ -303,6 +318,6 @@ extern const Kernels kAvx2 = {
     "avx2", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c(); },
 #endif
-    exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};
+    exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize, prepare_digits};
 
 }  // namespace quanto

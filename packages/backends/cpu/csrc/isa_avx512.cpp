@@ -14,6 +14,7 @@ struct V {
   using Bytes = __m512i;
   static constexpr bool kLookup = true, kParts = false;
   static constexpr int kRegisters = 1, kWidth = 2, kStreams = 4, kExactTile = 14, kSmallTile = 8, kIntegerTile = 14, kFewTile = 8;
+  static constexpr bool kDigits = true;
   static constexpr bool kHalves = false;
   static constexpr bool kSignedBytes = false, kNarrowSums = false, kPairs = false;
 
@@ -26,10 +27,12 @@ struct V {
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F fmadd(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F fnmadd(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
+  static void add_product(F& sum, F v, const float* x) { sum = fmadd(v, set(*x), sum); }
 
   static I izero() { return _mm512_setzero_si512(); }
   static I load_words(const void* p) { return _mm512_loadu_si512(p); }
   static void store_words(void* p, I v) { _mm512_storeu_si512(p, v); }
+  static I iadd(I x, I y) { return _mm512_add_epi32(x, y); }
   template <int N> static I shr(I a) { return N ? _mm512_srli_epi32(a, N) : a; }
   template <int N> static I shl(I a) { return N ? _mm512_slli_epi32(a, N) : a; }
   template <int N> static I sar(I a) { return _mm512_srai_epi32(a, N); }
@@ -173,7 +176,7 @@ extern const Kernels kAvx512 = {
     "avx512_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
     [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"); },
-    exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};
+    exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize, prepare_digits};
 
 }  // namespace quanto
 #endif

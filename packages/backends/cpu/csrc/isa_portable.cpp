@@ -30,6 +30,7 @@ struct V {
 #else
   static constexpr int kIntegerTile = 4;
 #endif
+  static constexpr bool kDigits = false;
   static constexpr bool kHalves = false;
   static constexpr bool kSignedBytes = true, kNarrowSums = false, kPairs = false;
 
@@ -46,6 +47,7 @@ struct V {
   static F mul(F a, F b) { return a * b; }
   static F fmadd(F a, F b, F c) { return a * b + c; }
   static F fnmadd(F a, F b, F c) { return c - a * b; }
+  static void add_product(F& sum, F v, const float* x) { sum = fmadd(v, set(*x), sum); }
 
   static I izero() { return I{}; }
   static I load_words(const void* p) {
@@ -54,6 +56,7 @@ struct V {
     return out;
   }
   static void store_words(void* p, I v) { std::memcpy(p, &v, sizeof v); }
+  static I iadd(I x, I y) { return x + y; }
   template <int N> static I shr(I a) { return a >> N; }
   template <int N> static I shl(I a) { return a << N; }
   template <int N> static I sar(I a) { return I(Signed(a) >> N); }
@@ -161,6 +164,6 @@ extern const Kernels kPortable = {"portable",
 #else
     [] { return true; },
 #endif
-    exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize};
+    exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize, nullptr};
 
 }  // namespace quanto

@@ -3,11 +3,12 @@
 // the vector `V`. One lane of a register is one output feature; activations are broadcast.
 #pragma once
 
-#include "activations.h"
+#include "digits.h"
 #include "exact.h"
 #include "few.h"
 #include "halves.h"
 #include "integer.h"
+#include "one.h"
 #include "walk.h"
 
 namespace quanto {
@@ -19,10 +20,29 @@ void small_panels(const Weight& w, const Activations& a, const Output& out, int6
   walk(w, a, out, begin, end, P, small_tile<C, T, P>, small_tile<C, T, 1>);
 }
 
+// The digits of one row.
+template <Code C, int T>
+void digit_panels(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
+  walk(w, a, out, begin, end, 1, one_tile<C, T, Asks::kFirst>, one_tile<C, T, Asks::kFirst>);
+}
+
+// One row of integers, where a processor reads faster from one place than from several. It fetches ahead by itself, fast
+// enough for codes that are many bytes.
+template <Code C>
+void one_panels(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
+  constexpr Tile tile = one_tile<C, 1, C == Code::kInt8 || C == Code::kInt4 ? Asks::kNever : Asks::kFirst>;
+  walk(w, a, out, begin, end, 1, tile, tile);
+}
+
 template <Code C, int T>
 void integer_panels(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
   constexpr int P = kPanels<T>;
-  walk(w, a, out, begin, end, P, integer_tile<C, T, P>, integer_tile<C, T, 1>);
+  if (V::kRegisters == 1 && reads_one_stream()) {
+    constexpr Asks A = V::kRegisters == 1 ? Asks::kSecond : Asks::kFirst;  // what is not taken is not made twice
+    walk(w, a, out, begin, end, P, integer_tile<C, T, P, A>, integer_tile<C, T, 1, A>);
+  } else {
+    walk(w, a, out, begin, end, P, integer_tile<C, T, P>, integer_tile<C, T, 1>);
+  }
 }
 
 using Run = void (*)(const Weight&, const Activations&, const Output&, int64_t, int64_t);
@@ -49,8 +69,11 @@ void integer_halves(const Weight& w, const Activations& a, const Output& out, in
 template <Code C>
 Run integer_for(const Activations& a) {
   if (!a.few) return integer_blocks<C>;
+  if constexpr (kDigitCode<C>) {
+    if (a.digits) return a.tile == kUsualDigits ? digit_panels<C, kUsualDigits> : digit_panels<C, kMostDigits>;
+  }
   switch (a.tile) {
-    case 1: return integer_panels<C, 1>;
+    case 1: return reads_one_stream() && !(V::kRegisters == 1 && C == Code::kSmallTable) ? one_panels<C> : integer_panels<C, 1>;
     case 2: return integer_panels<C, 2>;
     case 4: return integer_panels<C, 4>;
     default: break;

@@ -40,6 +40,7 @@ struct Activations {
   int64_t rows = 0;
   int tile = 1;
   bool few = false;           // for the kernels that decode as they go
+  bool digits = false;        // the rows of the tile are digits of one row
   int64_t block = 0;   // units that share a scale: those of a group, or some of them
   int64_t blocks = 0;  // per group
   int64_t span = 1;    // groups that share a scale, where they are of one block; scales are there for each of them
@@ -124,6 +125,9 @@ struct Output {
 // Input positions whose integers are decoded at once, at the most; and activations that are rounded by one scale.
 constexpr int kDecodedAtOnce = 512, kRoundedAtOnce = 256;
 
+// Most digits of a row that is multiplied as integers.
+constexpr int kMostDigits = 4;
+
 // Functions of instructions that multiply bfloat16 activations as they are; for codes that bfloat16 holds exactly.
 struct Bfloat16 {
   bool (*available)();
@@ -153,6 +157,8 @@ struct Kernels {
   void (*tokens)(const void* x, Type type, int64_t k, int8_t* codes, float* scales, int64_t begin, int64_t end);
   // Values of the rows of panels begin … end, out [n, k] of `type`.
   void (*dequantize)(const Weight&, int64_t begin, int64_t end, void* out, Type type);
+  // The only row of x as digits of integers, of which a.tile is told; false where it has none. May be missing.
+  bool (*prepare_digits)(const Weight&, const void* x, Type type, Activations&);
   const Bfloat16* bfloat16 = nullptr;
 };
 
@@ -163,9 +169,9 @@ const Kernels& kernels_for(int64_t products);
 void select_kernels(const char* name);  // "" lets `kernels` choose anew
 // Names of those that this processor can run, best first, with commas between them.
 std::string available_kernels();
-// Whether this processor reads faster what was asked for into its second-level cache: AMD's (Zen 4, one token of 4096 x 4096,
-// int4 on AVX2 0.33 ms instead of 0.385, int2 on AVX-512 0.17 and 0.24), where a Xeon loses 3 to 5 %.
-bool asks_second_level();
+// Whether this processor reads faster from one place than from four side by side, and asks for lines into its second-level
+// cache sooner than into the first: AMD's (Zen 4, one token of 4096 x 4096, int4 on AVX2 0.27 ms instead of 0.36), not Intel's.
+bool reads_one_stream();
 
 // Canonical rows 16 * panel … of a weight as one panel, with scales and zero points of its rows side by side.
 void pack_panel(const Weight& w, int64_t panel, uint8_t* codes, uint8_t* scale, uint8_t* zero);

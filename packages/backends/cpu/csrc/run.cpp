@@ -31,6 +31,11 @@ bool takes_bfloat16(Code code, int64_t rows) {
   return bytes ? rows > 1 : code == Code::kInt4 || code == Code::kInt2 || code == Code::kSmallTable;
 }
 
+// Whether one row of digits can take the place of floats: codes must be multiples of a step, and multiply bytes of any size.
+bool takes_digits(const Kernels& kernels, const Format& f) {
+  return kernels.prepare_digits && f.byte_scale != 0 && f.code != Code::kTable4 && !(kernels.pairs && f.code == Code::kInt8);
+}
+
 // Whether six or eight rows take less time where sums of 16 bits begin at the offset: a run of quads then takes one addition
 // more, but twice as many quads make one, of small tables, and short groups end with fewer instructions.
 bool begins_runs(const Weight& w) {
@@ -74,7 +79,28 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     const Bfloat16* bfloat16 = of_rows(a.rows);
     const bool words = integer || bfloat16;  // activations as words of several numbers
     const uint8_t* rows = x.data + first * w.k * size_of(x.type);
+    Scraps scraps;
     Output output{out + first * w.n * size_of(out_type), out_type, bias, out_scale, then};
+    const auto multiply = [&](auto kernel) {
+      parallel(divide_up(w.panels(), width), a.rows * w.padded() * kRows * width, [&](int64_t begin, int64_t end) {
+        Subnormals guard;
+        kernel(w, a, output, begin * width, std::min(end * width, w.panels()));
+      });
+    };
+    if (way == Way::kFloat && a.rows == 1 && !bfloat16 && takes_digits(kernels, *w.format)) {
+      a.few = a.digits = true;
+      a.block = std::min<int64_t>(w.units, kRoundedAtOnce / w.format->unit);
+      a.blocks = divide_up(w.units, a.block);
+      a.quads = scraps.take<int32_t>(kMostDigits * w.padded() / 4);
+      a.scales = scraps.take<float>(kMostDigits * w.groups * a.blocks);
+      a.sums = scraps.take<float>(kMostDigits * w.groups * a.blocks);
+      Subnormals guard;
+      if (kernels.prepare_digits(w, rows, x.type, a)) {
+        multiply(kernels.integer);
+        continue;
+      }
+      a.digits = false;
+    }
     const bool few = words ? a.rows <= kernels.few_tile : way == Way::kFloat && a.rows <= kernels.small_tile;
     a.few = few;
     a.tile = few ? small_tile(a.rows, words ? kernels.few_tile : kernels.small_tile, integer && kernels.halves)
@@ -87,7 +113,6 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     a.blocks = divide_up(w.units, a.block);
     if (integer && a.blocks == 1) a.span = std::clamp<int64_t>(kRoundedAtOnce / (w.units * w.format->unit), 1, w.groups);
     const int64_t sums = padded * w.groups * a.blocks;
-    Scraps scraps;
     if (integer) {
       a.quads = scraps.take<int32_t>(padded * w.padded() / 4);
       if (kernels.pairs && x.type == Type::kInt8 && w.format->code == Code::kInt8) {
@@ -129,11 +154,7 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
       continue;
     }
     const auto kernel = integer ? kernels.integer : bfloat16 ? bfloat16->product : few ? kernels.small : kernels.exact;
-    const int64_t pairs = divide_up(w.panels(), width);
-    parallel(pairs, a.rows * w.padded() * kRows * width, [&](int64_t begin, int64_t end) {
-      Subnormals guard;
-      kernel(w, a, output, begin * width, std::min(end * width, w.panels()));
-    });
+    multiply(kernel);
   }
 }
 
