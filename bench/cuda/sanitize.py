@@ -106,41 +106,47 @@ def _clustered() -> bool:
     """Blocks that hand sums over inside their cluster: of eight, four and two."""
     if not warpgroups(torch.device("cuda", 0)):
         return True
-    good = True
-    tiles = [
-        (1024, 16, Tile(128, 16, stages=4, blocks=24, cluster=8)),
-        (1408, 13, Tile(64, 16, stages=3, blocks=20, cluster=4)),
-        (640, 33, Tile(128, 64, stages=3, blocks=6, cluster=8)),
-    ]
-    for (k, m, tile), qtype in itertools.product(tiles, ("int4", "int8")):
-        n = 272
+    good, pairs = True, Tile(128, 128, stages=6, blocks=132, cluster=2)
+    problems: tuple[tuple[int, int, int, Tile], ...] = (
+        (272, 1024, 16, Tile(128, 16, stages=4, blocks=24, cluster=8)),
+        (272, 1408, 13, Tile(64, 16, stages=3, blocks=20, cluster=4)),
+        (272, 640, 33, Tile(128, 64, stages=3, blocks=6, cluster=8)),
+        (4000, 1408, 250, pairs),
+        (4000, 640, 130, pairs),
+    )
+    for (n, k, m, tile), qtype in itertools.product(problems, ("int4", "int8")):
         w = quanto.quantize_tensor(_random(n, k), qtype)
         weight = TILED.pack((w.codes, w.scale, w.zero_point, w.global_scale), qtype, w.block_size, k)
         x, bias, out = _random(m, k), _random(n), torch.full((m, n), float("nan"), device="cuda", dtype=torch.bfloat16)
-        stream.start(x, weight, bias, facts(qtype, list(w.block_size), k), out, tile)
+        few = m <= stream.TOKENS
+        size = tile.clustered(m, n, k // 128) if few else specialized.dealt(m, n, k, tile, x.device).cluster
+        assert size > 1
+        start = stream.start if few else specialized.start
+        start(x, weight, bias, facts(qtype, list(w.block_size), k), out, tile)
         want = x.double() @ w.dequantize(torch.float32).double().t() + bias.double()
-        good &= _say(f"linear_tiled {qtype} {m}, {tile.clustered(m, n, k // 128)} blocks to a cluster", out, want)
-    for (m, k), qtype in itertools.product(((250, 1408), (130, 640)), ("int4", "int8")):
-        n, tile = 4000, Tile(128, 128, stages=6, blocks=132, cluster=2)
-        w = quanto.quantize_tensor(_random(n, k), qtype)
-        weight = TILED.pack((w.codes, w.scale, w.zero_point, w.global_scale), qtype, w.block_size, k)
-        x, bias, out = _random(m, k), _random(n), torch.full((m, n), float("nan"), device="cuda", dtype=torch.bfloat16)
-        assert specialized.clustered(m, n, k, tile, x.device)
-        specialized.start(x, weight, bias, facts(qtype, list(w.block_size), k), out, tile)
-        want = x.double() @ w.dequantize(torch.float32).double().t() + bias.double()
-        good &= _say(f"linear_tiled {qtype} {m}, 2 blocks to a cluster", out, want)
+        good &= _say(f"linear_tiled {qtype} {m}, {size} blocks to a cluster", out, want)
     return good
 
 
 def _attend() -> bool:
-    ops, good = torch.ops.quanto_cuda, True
+    """To a cache of one block of threads and of several; and with what stands before it."""
+    ops, good, at = torch.ops.quanto_cuda, True, 20
     for length in (37, 700):
         query, key, value = _random(2, 6, 1, 80), _random(2, 2, length, 80), _random(2, 2, length, 80)
         seen = torch.arange(length, device="cuda").expand(2, 1, 1, length) < length - 9
-        wide = [t.double().repeat_interleave(3, 1) for t in (key, value)]
-        scores = (query.double() @ wide[0].mT * 0.1).masked_fill(~seen, float("-inf"))
-        want = (scores.softmax(-1) @ wide[1]).transpose(1, 2)
-        good &= _say(f"attend {length}", ops.attend(query, key, value, seen, 0.1), want)
+
+        def want(query: Tensor, key: Tensor, value: Tensor, seen: Tensor = seen) -> Tensor:
+            wide = [t.double().repeat_interleave(3, 1) for t in (key, value)]
+            scores = (query.double() @ wide[0].mT * 0.1).masked_fill(~seen, float("-inf"))
+            return (scores.softmax(-1) @ wide[1]).transpose(1, 2)
+
+        good &= _say(f"attend {length}", ops.attend(query, key, value, seen, 0.1), want(query, key, value))
+        new_key, new_value, position = _random(2, 2, 1, 80), _random(2, 2, 1, 80), torch.tensor([at], device="cuda")
+        cos, sin = _random(2, 1, 1, 80), _random(2, 1, 1, 80)
+        got = ops.rotate_and_attend(query, new_key, new_value, cos, sin, position, key, value, seen, 0.1)
+        turned = [x * cos + torch.cat((-x[..., 40:], x[..., :40]), -1) * sin for x in (query, new_key)]
+        key[:, :, at : at + 1], value[:, :, at : at + 1] = turned[1], new_value
+        good &= _say(f"rotate_and_attend {length}", got, want(turned[0], key, value))
     return good
 
 

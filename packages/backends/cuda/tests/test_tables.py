@@ -132,4 +132,5 @@ def test_clusters_have_as_many_blocks_as_are_wanted_each_with_work() -> None:
     assert tile.clustered(16, 4096, 1) == 1, "nothing to share"
     assert tile.clustered(16, 4096, 9) == 1, "eight blocks, of which three would have nothing"
     assert Tile(128, 16, blocks=264).clustered(16, 4096, 32) == 1
+    assert Tile(128, 16, blocks=264, cluster=0).clustered(16, 4096, 32) == 1, "a table may be written by hand"
     assert Tile(128, 16, blocks=264, cluster=2).clustered(16, 14336, 32) == 2

@@ -98,7 +98,7 @@ class Tile:
         tiles = -(-n // self.bn) * -(-m // self.bm)
         units = -(-chunks // self.kw)
         want = min(round(self.blocks / tiles), units)
-        if self.cluster == 1 or want < 2:
+        if self.cluster < 2 or want < 2:
             return 1
         size = min(1 << (want.bit_length() - 1), self.cluster)
         return size if -(-units // -(-units // size)) == size else 1

@@ -77,19 +77,22 @@ def test_shared_tiles_are_another_kernel(monkeypatch: pytest.MonkeyPatch) -> Non
     kinds = set()
     for n, k in ((7168, 4096), (2048, 28672)):
         x, out = torch.empty(1024, k, device=meta, dtype=torch.half), torch.empty(1024, n, device=meta)
-        kinds.add(specialized._kind(x, (x, x, None, None), None, f, out, tile))
+        kinds.add(specialized._kind(x, (x, x, None, None), None, f, out, tile, 1))
     assert len(kinds) == 2
 
 
 def test_clusters_are_of_two_blocks_at_each_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(specialized, "sm_count", lambda device: 132)
     tile, meta = Tile(128, 128, blocks=132, cluster=2), torch.device("meta", 8)
-    assert specialized.clustered(256, 4096, 4096, tile, meta)
-    assert specialized.clustered(256, 4096, 4000, tile, meta), "the halves need not be equal"
-    assert not specialized.clustered(256, 4096, 128, tile, meta), "nothing to share"
-    assert not specialized.clustered(128, 4096, 4096, tile, meta), "four blocks at each"
-    assert not specialized.clustered(512, 4096, 4096, tile, meta), "most of the GPU is busy: nobody shares"
-    assert not specialized.clustered(256, 4096, 4096, Tile(128, 128, blocks=132), meta)
+    for m, k, size, why in (
+        (256, 4096, 2, "64 tiles"),
+        (256, 4000, 2, "the halves need not be equal"),
+        (256, 128, 1, "nothing to share"),
+        (128, 4096, 1, "four blocks at each"),
+        (512, 4096, 1, "most of the GPU is busy: nobody shares"),
+    ):
+        assert specialized.dealt(m, 4096, k, tile, meta).cluster == size, why
+    assert specialized.dealt(256, 4096, 4096, Tile(128, 128, blocks=132), meta).cluster == 1
     # a cluster is what Triton starts side by side: its blocks have the same tile
     d = specialized.dealt(256, 4096, 4096, tile, meta)
     from quanto_backend_cuda.kernels import pieces as kernels

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +66,15 @@ def test_weights_are_settled_once_for_each_version() -> None:
     assert len(stream._seen) == count - 1
 
 
+@pytest.fixture
+def problem(device: str) -> Any:
+    """16 tokens, a tiled weight, its block, and the result."""
+    w = quanto.quantize_tensor(torch.randn(256, 512, dtype=torch.bfloat16, device=device), "int8")
+    weight = TILED.pack((w.codes, w.scale, w.zero_point, None), "int8", w.block_size, 512)
+    x = torch.randn(16, 512, dtype=torch.bfloat16, device=device)
+    return x, weight, list(w.block_size), x @ w.dequantize(torch.bfloat16).t()
+
+
 @pytest.mark.parametrize(("qtype", "options"), [("int4", {"symmetric": True}), ("int8", {}), ("mxfp4", {})])
 def test_what_one_token_wants_is_prepared_as_a_weight_is_tiled(
     qtype: str, options: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
@@ -88,6 +98,34 @@ def test_what_one_token_wants_is_prepared_as_a_weight_is_tiled(
     assert stream.stream(x, weight, None, facts(qtype, block, 512), x.new_empty(1, 256), qtype, block)
     assert len(kinds) == 2
     assert kinds[0] == kinds[1]
+
+
+def test_without_clusters_the_same_tiles_run(
+    problem: Any, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is said once, at the line that called."""
+    x, weight, block, right = problem
+    tried = []
+
+    def start(*given: Any) -> None:
+        out, tile, cluster = given[-3:]
+        tried.append((tile.cluster, cluster))
+        if cluster > 1:
+            raise RuntimeError("this version of Triton starts no clusters")
+        out.copy_(right)
+
+    monkeypatch.setattr(Trial, "serves", lambda self, device: not self.refused)
+    monkeypatch.setattr(stream, "TRIAL", Trial("tests"))
+    monkeypatch.setattr(stream, "CLUSTERS", Trial("tests, in clusters,"))
+    monkeypatch.setattr(stream, "nearest", lambda *_: Tile(128, 16, blocks=8, cluster=2))
+    monkeypatch.setattr(stream, "start", start)
+    for _ in range(3):
+        out = torch.full_like(right, float("nan"))
+        assert stream.stream(x, weight, None, facts("int8", block, 512), out, "int8", block)
+        assert torch.equal(out, right)
+    assert tried[0] == (2, 2)
+    assert set(tried[1:]) == {(1, 1)}, "never again in clusters"
+    assert [(Path(said.filename), "no clusters" in str(said.message)) for said in recwarn] == [(Path(__file__), True)]
 
 
 def test_every_split_has_work() -> None:

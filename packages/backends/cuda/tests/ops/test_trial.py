@@ -15,7 +15,8 @@ import quanto
 from quanto_backend_cuda import runtime
 from quanto_backend_cuda.layout import TILED
 from quanto_backend_cuda.ops import trial as module
-from quanto_backend_cuda.ops.trial import Trial, agrees
+from quanto_backend_cuda.ops.trial import Trial, agrees, attempts
+from quanto_backend_cuda.tables import Tile
 
 
 class Kernel:
@@ -123,6 +124,16 @@ def test_a_refused_kernel_serves_nobody(monkeypatch: pytest.MonkeyPatch) -> None
     assert trial.serves(torch.device("cpu"))
     trial.refused = True
     assert not trial.serves(torch.device("cpu"))
+
+
+def test_what_starts_no_clusters_is_tried_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trial, "serves", lambda self, device: not self.refused)
+    clusters, alone, tile, here = Trial("clusters"), Trial("alone"), Tile(128, 16, cluster=8), torch.device("cpu")
+    single = (alone, Tile(128, 16), 1)
+    assert list(attempts(clusters, alone, tile, 4, here)) == [(clusters, tile, 4), single]
+    assert list(attempts(clusters, alone, tile, 1, here)) == [(alone, tile, 1)], "tiles enough"
+    clusters.refused = True
+    assert list(attempts(clusters, alone, tile, 4, here)) == [single]
 
 
 def test_rows_are_compared_each_by_its_own_size() -> None:

@@ -21,7 +21,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
-__all__ = ["area", "arrive", "exchange", "expect", "half", "in_clusters", "met", "part", "room"]
+__all__ = ["area", "arrive", "exchange", "expect", "half", "in_clusters", "met", "part", "room", "room_of_halves"]
 
 # Newer versions of Triton have another name.
 _barrier = getattr(gl, "thread_barrier", None) or gl.barrier
@@ -73,6 +73,14 @@ def part(rows, tokens):
 def room(size: int, rows: int, tokens: int) -> int:
     """Bytes that `exchange` needs behind Triton's for tiles [rows, tokens] that `size` blocks share."""
     return -(-((size - 1) * part(rows // size, tokens)) // 128) * 128 + 128
+
+
+def room_of_halves(rows: int, tokens: int) -> int:
+    """Bytes that `half` needs behind Triton's for tiles [rows, tokens] of which two warpgroups have a half each.
+
+    One that comes and one that goes, besides the barrier.
+    """
+    return 128 + 2 * (rows // 2 * tokens * 4)
 
 
 @triton.jit
@@ -247,7 +255,7 @@ def exchange(acc, first, extra, rank, SIZE: gl.constexpr, OUT: gl.constexpr):
 def half(acc, extra, mine, rank):
     """Sums of both blocks of a cluster, in the one that has `mine`; the other gives its own away.
 
-    `expect` of one `acc` and `arrive` came before, another `met` comes after. `extra` has room for two, and 128 bytes.
+    `expect` of one `acc` and `arrive` came before, another `met` comes after. `extra` is of `room_of_halves` bytes.
     """
     ROWS: gl.constexpr = acc.shape[0]
     BM: gl.constexpr = acc.shape[1]

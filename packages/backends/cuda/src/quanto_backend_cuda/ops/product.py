@@ -97,7 +97,7 @@ def start(
     from ..kernels.product import product as kernel
 
     m, n = x.shape[0], codes.shape[0]
-    down, across, chunks, whole, rest, sharers, blocks = dealt(m, n, x.shape[1], tile, x.device)
+    down, across, chunks, whole, rest, sharers, blocks, _ = dealt(m, n, x.shape[1], tile, x.device)
     partial = counters = None
     if rest:
         sums = torch.int32 if x.dtype == torch.int8 else torch.float32

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from ..runtime import launch, sm_count
 from ..tables import Tile, nearest
 from ..workspace import locks
 from .stream import settle
-from .trial import Trial
+from .trial import Trial, attempts
 from .weights import Facts, raw_scale, stretches
 
 __all__ = ["CLUSTERS", "KERNEL", "TOKENS", "TRIAL", "dealt", "shares", "specialized", "start", "takes"]
@@ -43,26 +42,25 @@ def specialized(
 ) -> bool:
     """Runs the kernel on contiguous tensors, weights tiled; False if it can't be used."""
     m, size = x.shape
-    tile = nearest(KERNEL, qtype, m, out.shape[1], size, x.device)
+    best = nearest(KERNEL, qtype, m, out.shape[1], size, x.device)
     settle(out, *weight[:3])
-    if clustered(m, out.shape[1], size, tile, x.device):
-        kind = _kind(x, weight, bias, f, out, tile)
-        if CLUSTERS.serves(x.device) and CLUSTERS.run(
-            kind, lambda: start(x, weight, bias, f, out, tile), x, weight, bias, out, qtype, block
-        ):
+    most = dealt(m, out.shape[1], size, best, x.device).cluster
+    for trial, tile, cluster in attempts(CLUSTERS, TRIAL, best, most, x.device):
+        kind = _kind(x, weight, bias, f, out, tile, cluster)
+        starts = functools.partial(start, x, weight, bias, f, out, tile, cluster)
+        if trial.run(kind, starts, x, weight, bias, out, qtype, block):
             return True
-        tile = replace(tile, cluster=1)
-    kind = _kind(x, weight, bias, f, out, tile)
-    return TRIAL.run(kind, lambda: start(x, weight, bias, f, out, tile), x, weight, bias, out, qtype, block)
+    return False
 
 
-def _kind(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> tuple[Any, ...]:
+def _kind(
+    x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile, cluster: int
+) -> tuple[Any, ...]:
     """What makes another kernel of it, or lets it meet an edge."""
     _, scale, zero, shared = weight
     ragged = (x.shape[0] % tile.bm > 0, out.shape[1] % tile.bn > 0, x.shape[1] % 128 > 0)
     parts = (zero is not None, shared is not None, None if bias is None else bias.dtype, scale.dtype, x.dtype)
-    sizes = (x.shape[0], out.shape[1], x.shape[1], tile, x.device)
-    cut = 2 if clustered(*sizes) else dealt(*sizes).rest > 0
+    cut = 2 if cluster > 1 else dealt(x.shape[0], out.shape[1], x.shape[1], tile, x.device).rest > 0
     return (f, tile, ragged, cut, parts, x.device.index)
 
 
@@ -96,7 +94,10 @@ def shares(tiles: int, chunks: int, blocks: int, wanted: int) -> tuple[int, int,
 
 
 class Dealt(NamedTuple):
-    """Tiles of a result, `down` times `across`, each of `chunks` stretches; how they are shared, by how many blocks."""
+    """Tiles of a result, `down` times `across`, each of `chunks` stretches; how they are shared, by how many blocks.
+
+    Where each tile has two blocks, and these may be a cluster, `cluster` is 2, else 1.
+    """
 
     down: int
     across: int
@@ -105,6 +106,7 @@ class Dealt(NamedTuple):
     rest: int
     sharers: int
     blocks: int
+    cluster: int
 
 
 @functools.lru_cache(maxsize=1024)
@@ -112,38 +114,37 @@ def dealt(m: int, n: int, size: int, tile: Tile, device: torch.device) -> Dealt:
     """How the tiles of `m` tokens and `n` rows of `size` columns are dealt on the device."""
     chunks = -(-size // 128)
     down, across = -(-m // tile.bm), -(-n // tile.bn)
-    blocks = sm_count(device)
-    whole, rest, sharers = shares(down * across, chunks, blocks, tile.blocks)
-    return Dealt(down, across, chunks, whole, rest, sharers, min(blocks, max(whole, sharers if rest else 0)))
+    most = sm_count(device)
+    whole, rest, sharers = shares(down * across, chunks, most, tile.blocks)
+    blocks = min(most, max(whole, sharers if rest else 0))
+    cluster = 2 if tile.cluster > 1 and whole == 0 and sharers == 2 * rest == blocks else 1
+    return Dealt(down, across, chunks, whole, rest, sharers, blocks, cluster)
 
 
-def clustered(m: int, n: int, size: int, tile: Tile, device: torch.device) -> bool:
-    """Whether each tile has two blocks, which hand it over inside their cluster."""
-    d = dealt(m, n, size, tile, device)
-    return tile.cluster > 1 and d.whole == 0 and d.sharers == 2 * d.rest == d.blocks
-
-
-def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> None:
-    """Starts the kernel."""
+def start(
+    x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile, cluster: int | None = None
+) -> None:
+    """Starts the kernel, in clusters of so many blocks; default: as the tile has it there."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+    from ..kernels.cluster import room_of_halves
     from ..kernels.specialized import specialized as kernel
 
     codes, scale, zero, shared = weight
     n = codes.shape[0]
-    down, across, chunks, whole, rest, sharers, blocks = dealt(x.shape[0], n, x.shape[1], tile, x.device)
+    d = dealt(x.shape[0], n, x.shape[1], tile, x.device)
+    cluster = d.cluster if cluster is None else cluster
     partial = counters = None
-    pairs = clustered(x.shape[0], n, x.shape[1], tile, x.device)
-    if pairs and not getattr(kernel, "clusters", False):
+    if cluster > 1 and not getattr(kernel, "clusters", False):
         raise RuntimeError("this version of Triton starts no clusters")
-    if rest and not pairs:
-        partial = torch.empty(2 * sharers * tile.bn * tile.bm, dtype=torch.float32, device=x.device)
-        counters = locks(x.device, 2 * rest)
+    if d.rest and cluster == 1:
+        partial = torch.empty(2 * d.sharers * tile.bn * tile.bm, dtype=torch.float32, device=x.device)
+        counters = locks(x.device, 2 * d.rest)
     views = [(x, tile.bm, 64), (out, tile.bm, tile.bn // 2)]
     a, b = (TensorDescriptor.from_tensor(t, [r, c], _layout(r, c, t.dtype)) for t, r, c in views)
     launch(
-        kernel, (blocks // 2 if pairs else blocks,), a, codes.view(torch.uint8), raw_scale(scale)[0], zero, shared,
-        bias, b, partial, counters, n, chunks, scale.shape[-1], down, across, whole, rest, sharers, KIND=f.kind,
-        GROUP=f.group, STAGES=tile.stages, STRIPE=tile.stripe, CLUSTER=2 if pairs else 1,
-        EXTRA=128 + 4 * tile.bn * tile.bm if pairs else 0, num_warps=4, launch_pdl=True,
+        kernel, (d.blocks // cluster,), a, codes.view(torch.uint8), raw_scale(scale)[0], zero, shared, bias, b, partial,
+        counters, n, d.chunks, scale.shape[-1], d.down, d.across, d.whole, d.rest, d.sharers, KIND=f.kind,
+        GROUP=f.group, STAGES=tile.stages, STRIPE=tile.stripe, CLUSTER=cluster,
+        EXTRA=room_of_halves(tile.bn, tile.bm) if cluster > 1 else 0, num_warps=4, launch_pdl=True,
     )  # fmt: skip

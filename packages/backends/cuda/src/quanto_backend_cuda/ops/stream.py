@@ -7,9 +7,9 @@ in place since, is read behind an ordinary kernel, which waits for all that came
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..runtime import launch
 from ..tables import Tile, nearest
 from ..workspace import locks
-from .trial import Trial
+from .trial import Trial, attempts
 from .weights import Facts, aligned, facts, stretches
 
 __all__ = ["CLUSTERS", "KERNEL", "TOKENS", "TRIAL", "prepare", "settle", "start", "stream", "takes"]
@@ -46,31 +46,29 @@ def stream(
     x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, qtype: str, block: Sequence[int]
 ) -> bool:
     """Runs the kernel on contiguous tensors, weights tiled; False if it can't be used, or another was faster there."""
-    tile = nearest(KERNEL, qtype, x.shape[0], out.shape[1], x.shape[1], x.device)
-    if tile.elsewhere:
+    best = nearest(KERNEL, qtype, x.shape[0], out.shape[1], x.shape[1], x.device)
+    if best.elsewhere:
         return False
     codes, scale, zero, shared = weight
     settle(out, codes, scale, zero)
     given = (aligned(codes), aligned(scale), None if zero is None else aligned(zero), shared)
     rows = aligned(x)
     (m, size), n = x.shape, out.shape[1]
-    if tile.clustered(m, n, size // 128) > 1:
-        kind = _kind(x, weight, bias, f, n, tile)
-        if CLUSTERS.serves(x.device) and CLUSTERS.run(
-            kind, lambda: start(rows, given, bias, f, out, tile), x, weight, bias, out, qtype, block
-        ):
+    for trial, tile, cluster in attempts(CLUSTERS, TRIAL, best, best.clustered(m, n, size // 128), x.device):
+        kind = _kind(x, weight, bias, f, n, tile, cluster)
+        starts = functools.partial(start, rows, given, bias, f, out, tile, cluster)
+        if trial.run(kind, starts, x, weight, bias, out, qtype, block):
             return True
-        tile = replace(tile, cluster=1)
-    kind = _kind(x, weight, bias, f, n, tile)
-    return TRIAL.run(kind, lambda: start(rows, given, bias, f, out, tile), x, weight, bias, out, qtype, block)
+    return False
 
 
-def _kind(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, n: int, tile: Tile) -> tuple[Any, ...]:
+def _kind(
+    x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, n: int, tile: Tile, cluster: int
+) -> tuple[Any, ...]:
     """What makes another kernel of it, or lets it meet an edge."""
     _, scale, zero, shared = weight
     m, chunks = x.shape[0], x.shape[1] // 128
     ragged = (m % tile.bm > 0, n % tile.bn > 0, chunks % tile.kw > 0)
-    cluster = tile.clustered(m, n, chunks)
     split = cluster if cluster > 1 else tile.splits(m, n, chunks) > 1
     parts = (zero is not None, shared is not None, None if bias is None else bias.dtype, scale.dtype, x.dtype)
     return (f, tile, ragged, split, parts, x.device.index)
@@ -88,13 +86,15 @@ def prepare(weight: Sequence[Any], qtype: str, block: Sequence[int], size: int) 
     if torch.cuda.is_current_stream_capturing():
         return
     n = codes.shape[0]
-    tile = nearest(KERNEL, qtype, 1, n, size, device)
-    if tile.elsewhere:
+    best = nearest(KERNEL, qtype, 1, n, size, device)
+    if best.elsewhere:
         return
     x, out = (torch.empty(1, width, dtype=scale.dtype, device=device) for width in (size, n))
     # weights of the same types and sizes that take no memory
     given = [None if t is None else t.new_empty((1,) * t.ndim).expand(t.shape) for t in weight]
-    TRIAL.prepare(_kind(x, given, None, f, n, tile), lambda: start(x, given, None, f, out, tile), device)
+    trial, tile, cluster = next(attempts(CLUSTERS, TRIAL, best, best.clustered(1, n, size // 128), device))
+    kind = _kind(x, given, None, f, n, tile, cluster)
+    trial.prepare(kind, functools.partial(start, x, given, None, f, out, tile, cluster), device)
 
 
 def settle(out: Tensor, codes: Tensor, *rest: Tensor | None) -> None:
@@ -121,8 +121,10 @@ def _forget(key: int, gone: weakref.ref[Tensor]) -> None:
         del _seen[key]
 
 
-def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile) -> None:
-    """Starts the kernel."""
+def start(
+    x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: Tensor, tile: Tile, cluster: int | None = None
+) -> None:
+    """Starts the kernel, in clusters of so many blocks; default: as the tile has it there."""
     from ..kernels.cluster import room
     from ..kernels.stream import stream as kernel
 
@@ -131,7 +133,7 @@ def start(x: Tensor, weight: Sequence[Any], bias: Tensor | None, f: Facts, out: 
     n = codes.shape[0]
     chunks = size // 128
     down, across = -(-m // tile.bm), -(-n // tile.bn)
-    cluster = tile.clustered(m, n, chunks)
+    cluster = tile.clustered(m, n, chunks) if cluster is None else cluster
     splits = cluster if cluster > 1 else tile.splits(m, n, chunks)
     partial = counters = None
     if cluster > 1 and not getattr(kernel, "clusters", False):

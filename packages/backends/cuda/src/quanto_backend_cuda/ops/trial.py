@@ -16,16 +16,18 @@ import functools
 import importlib.util
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..runtime import compiling, interpreted, warpgroups
+from ..tables import Tile
 from .plain import linear_by_torch
 
-__all__ = ["Trial", "agrees", "gluon"]
+__all__ = ["Trial", "agrees", "attempts", "gluon"]
 
 # Share of a row's largest value by which the first call may differ from torch's, which rounds the same weight.
 _SAME = 0.02
@@ -152,6 +154,29 @@ class Trial:
         self.refused = True
         said = f"quanto-backend-cuda leaves its kernel for {self.subject} alone: {why}; slower ones run"
         warnings.warn(said, stacklevel=5)
+
+
+def attempts(
+    clusters: Trial, alone: Trial, tile: Tile, cluster: int, device: torch.device
+) -> Iterator[tuple[Trial, Tile, int]]:
+    """What to try of a kernel that may run in clusters, which another version of Triton may start otherwise.
+
+    It is for the caller to go through them: a warning of a trial points at who called that.
+
+    Args:
+        clusters, alone: what is known of it in clusters, and without.
+        tile: as tables have it.
+        cluster: blocks of a cluster that such tiles make there; 1: they make none.
+        device: where.
+
+    Yields:
+        A trial, the tile, and the blocks of a cluster; last the same tile without clusters.
+    """
+    if cluster > 1:
+        if clusters.serves(device):
+            yield clusters, tile, cluster
+        tile = replace(tile, cluster=1)
+    yield alone, tile, 1
 
 
 class _Compiling:
