@@ -166,12 +166,20 @@ def few_tokens() -> None:
 
 
 def attention() -> None:
-    """Of one token: short caches and long ones, masks of both kinds."""
-    query = torch.randn(1, 8, 1, 80, dtype=torch.bfloat16)
-    for length, mask in ((64, None), (300, torch.ones(1, 1, 1, 300) > 0), (9000, torch.zeros(1, 8, 1, 9000))):
-        if FEW and length != 300:
+    """Of one token: short caches and long ones, masks of both kinds, and as many queries as find no block alone."""
+    for length, mask, sms in (
+        (64, None, 132),
+        (144, torch.ones(1, 1, 1, 144) > 0, 132),
+        (144, torch.ones(1, 1, 1, 144) > 0, 4),
+        (200, torch.zeros(1, 8, 1, 200), 132),
+        (300, torch.ones(1, 1, 1, 300) > 0, 132),
+        (9000, torch.zeros(1, 8, 1, 9000), 132),
+    ):
+        if FEW and length not in (144, 300):
             continue
-        key, value = (torch.randn(1, 2, length, 80, dtype=torch.bfloat16) for _ in range(2))
+        attend.sm_count = lambda device, sms=sms: sms
+        query = torch.randn(1, 8, 1, 80, dtype=torch.float16 if length == 64 else torch.bfloat16)
+        key, value = (torch.randn(1, 2, length, 80, dtype=query.dtype) for _ in range(2))
         attend.attend(query, key, value, mask, 0.1)
         new, one, position = key[:, :, :1], key[:, :1, :1], torch.zeros(1, dtype=torch.int64)
         attend.rotate_and_attend(query, new, new, one, one, position, key, value, mask, 0.1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from quanto.kernels import kernels
+from quanto_backend_cuda.ops import attend as module
 from quanto_backend_cuda.ops.attend import attend, rotate_and_attend
 from quanto_backend_cuda.specs import specs
 
@@ -130,6 +131,27 @@ def test_rotate_and_attend(
         assert torch.isclose(got.double(), want, rtol=2e-2, atol=1e-2).all()
         assert torch.equal(value, want_value)
         assert torch.isclose(key, want_key, rtol=torch.finfo(dtype).eps, atol=1e-3).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", [case for case in CASES if case[3] <= 256])
+def test_queries_of_a_group_share_a_block_where_there_are_many(
+    case: Any, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_short", lambda *_: False)
+    test_attend(*case, dtype, device)
+    test_rotate_and_attend(*case, dtype, 0.5, device)
+
+
+def test_a_query_has_a_block_alone_where_features_are_pairs(device: str) -> None:
+    torch.manual_seed(0)
+    key = torch.randn(1, 2, 40, 18, dtype=torch.float16, device=device)
+    assert module._short(key, key, 4)
+    for t in (key[..., :15], key[..., 1:17], torch.randn(1, 2, 40, 17, device=device).half()[..., :16]):
+        assert not module._short(key, t, 4)
+        query = torch.randn(1, 4, 1, t.shape[-1], dtype=torch.float16, device=device)
+        got = attend(query, t, t, None, 0.3).double()
+        assert torch.isclose(got, wanted(query, t, t, None, 0.3), rtol=2e-2, atol=1e-2).all()
 
 
 def test_nothing_is_written_beside_the_cache(device: str) -> None:

@@ -3,8 +3,9 @@
 
 Bound: latency while the cache is short, the bytes of keys and values that are seen after that. A static cache is mostly
 empty, and what a block does not see is not read. Where a block's positions fit one step, the mask itself says which
-they are: all loads are asked for at once. The kernel may rotate query and key (RoPE) and write key and value to the
-cache before; it then has the new position in registers, and waits for no write.
+they are: keys and values are asked for at once, and only then the next kernel may begin, whose weight would else come
+first. The kernel may rotate query and key (RoPE) and write key and value to the cache before; it then has the new
+position in registers, and waits for no write.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .dependent import launch_dependents, wait_for_kernel_ahead
+from .dependent import launch_dependents, prefetch, wait_for_kernel_ahead
 
-__all__ = ["attend"]
+__all__ = ["attend", "rotated", "seen_of"]
 
 
 @triton.jit
@@ -36,7 +37,36 @@ def _step(q, k, v, m, there, most, total, acc, scale, ADDED: tl.constexpr, WIDE:
 
 
 @triton.jit
-def _rotated(x, at, cos, sin, d, inside, D: tl.constexpr):
+def _alone(q, k, v, masks, at, known, scale, ADDED: tl.constexpr):
+    """The sums of one position, at which each query has a mask, or None; for queries to which it is known."""
+    most = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], 1) * scale
+    if masks is not None:
+        said, known = seen_of(masks + at, known, ADDED, "")
+        if ADDED:
+            most += said.to(tl.float32)
+    total = tl.where(known, 1.0, 0.0)
+    return tl.where(known, most, float("-inf")), total, total[:, None] * v.to(tl.float32)[None, :]
+
+
+@triton.jit
+def _after(x):
+    """The same halves, which Triton does not use before what was asked for above has been asked for."""
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=False, pack=2)
+
+
+@triton.jit
+def seen_of(mask, there, ADDED: tl.constexpr, CACHE: tl.constexpr):
+    """What a mask holds where positions are `there`, and which of them are seen.
+
+    Args:
+        CACHE: "", or ".cg" for what others may still write, which then does not stay in the first level.
+    """
+    said = tl.load(mask, mask=there, other=float("-inf") if ADDED else 0, cache_modifier=CACHE)
+    return said, said != float("-inf") if ADDED else said != 0
+
+
+@triton.jit
+def rotated(x, at, cos, sin, d, inside, D: tl.constexpr):
     """Features d of `x + at`, rotated: each half with the other. In float32, rounded once."""
     other = tl.where(d < D // 2, d + D // 2, d - D // 2)
     a = tl.load(x + at + d, mask=inside, other=0.0).to(tl.float32)
@@ -112,17 +142,27 @@ def attend(
     keys = key + text * k_text + head * k_head + p[:, None] * k_at + d[None, :]
     values = value + text * v_text + head * v_head + p[:, None] * v_at + d[None, :]
     q_at = text * q_text + heads[:, None] * q_head
+    rows = mask
     masks = mask
     if mask is not None:
-        masks = mask + text * m_text + heads[:, None] * m_head
+        rows = mask + text * m_text + heads * m_head
+        masks = rows[:, None]
     if PDL:
+        if CHUNK == BL and partial is None:
+            # The mask may be that of the token before, and only says what will be read, most likely.
+            soon = p < L
+            if mask is not None and SHARED:
+                soon = seen_of(mask + text * m_text + p, soon, ADDED, ".cg")[1]
+            for sector in tl.static_range(0, D, 16):
+                prefetch(key + text * k_text + head * k_head + p * k_at + sector, soon)
+                prefetch(value + text * v_text + head * v_head + p * v_at + sector, soon)
         wait_for_kernel_ahead()
-        launch_dependents()
+        if CHUNK != BL:
+            launch_dependents()
     stop = tl.minimum(begin + CHUNK, L)
     if mask is not None and SHARED:
         at = begin + tl.arange(0, CHUNK)
-        first = tl.load(mask + text * m_text + at, mask=at < L, other=float("-inf") if ADDED else 0)
-        seen = first != float("-inf") if ADDED else first != 0
+        first, seen = seen_of(mask + text * m_text + at, at < L, ADDED, "")
         if CHUNK != BL:
             stop = tl.minimum(tl.max(tl.where(seen, at + 1, begin)), stop)
     new = -1
@@ -132,9 +172,9 @@ def attend(
         new = (tl.load(position) - begin).to(tl.int32)
         c = tl.load(cos + text * c_text + d, mask=d < D, other=0.0).to(tl.float32)
         s = tl.load(sin + text * c_text + d, mask=d < D, other=0.0).to(tl.float32)
-        new_k = _rotated(new_key, text * nk_text + head * nk_head, c, s, d, d < D, D)
+        new_k = rotated(new_key, text * nk_text + head * nk_head, c, s, d, d < D, D)
         new_v = tl.load(new_value + text * nv_text + head * nv_head + d, mask=d < D, other=0.0)
-        q = _rotated(query, q_at, c[None, :], s[None, :], d[None, :], within, D)
+        q = rotated(query, q_at, c[None, :], s[None, :], d[None, :], within, D)
         here = (d < D) & (new + d * 0 >= 0) & (new + d * 0 < tl.minimum(CHUNK, L - begin))
         tl.store(key + text * k_text + head * k_head + (begin + new) * k_at + d, new_k, mask=here)
         tl.store(value + text * v_text + head * v_head + (begin + new) * v_at + d, new_v, mask=here)
@@ -144,7 +184,7 @@ def attend(
     total = tl.zeros([BG], tl.float32)
     acc = tl.zeros([BG, BD], tl.float32)
     if CHUNK == BL:
-        there = begin + p < stop
+        there = (begin + p < stop) & (p != new)
         m = None
         if mask is not None:
             if SHARED:
@@ -152,25 +192,26 @@ def attend(
                 m = first[None, :]
             else:
                 m = tl.load(masks + begin + p[None, :], mask=there[None, :], other=0)
-        wanted = there & (p != new)
-        k = tl.load(keys + begin * k_at, mask=wanted[:, None] & within, other=0.0)
-        v = tl.load(values + begin * v_at, mask=wanted[:, None] & within, other=0.0)
+        k = tl.load(keys + begin * k_at, mask=there[:, None] & within, other=0.0)
+        v = tl.load(values + begin * v_at, mask=there[:, None] & within, other=0.0)
+        if PDL:
+            launch_dependents()
+            k = _after(k)
         if new_key is not None:
-            k = tl.where((there & (p == new))[:, None], new_k[None, :], k)  # type: ignore[index]
-            v = tl.where((there & (p == new))[:, None], new_v[None, :], v)  # type: ignore[index]
+            known = (g * 0 + new >= 0) & (g * 0 + new < stop - begin)
+            most, total, acc = _alone(q, new_k, new_v, rows, begin + new, known, scale, ADDED)
         most, total, acc = _step(q, k, v, m, there, most, total, acc, scale, ADDED, WIDE)
     else:
+        if new_key is not None:
+            known = (g * 0 + new >= 0) & (g * 0 + new < stop - begin)
+            most, total, acc = _alone(q, new_k, new_v, rows, begin + new, known, scale, ADDED)
         for start in tl.range(begin, stop, BL, num_stages=3):
-            there = start + p < stop
+            there = (start + p < stop) & (start - begin + p != new)
             m = None
             if mask is not None:
                 m = tl.load(masks + start + p[None, :], mask=there[None, :], other=0)
-            wanted = there & (start - begin + p != new)
-            k = tl.load(keys + start * k_at, mask=wanted[:, None] & within, other=0.0)
-            v = tl.load(values + start * v_at, mask=wanted[:, None] & within, other=0.0)
-            if new_key is not None:
-                k = tl.where((there & (start - begin + p == new))[:, None], new_k[None, :], k)  # type: ignore[index]
-                v = tl.where((there & (start - begin + p == new))[:, None], new_v[None, :], v)  # type: ignore[index]
+            k = tl.load(keys + start * k_at, mask=there[:, None] & within, other=0.0)
+            v = tl.load(values + start * v_at, mask=there[:, None] & within, other=0.0)
             most, total, acc = _step(q, k, v, m, there, most, total, acc, scale, ADDED, WIDE)
     last = True
     if partial is not None:

@@ -123,8 +123,6 @@ def _start(
     splits = max(-(-length // chunk), 1)
     step, warps = 64, 4
     if (pdl or interpreted()) and chunk * wide <= _AT_ONCE:
-        if splits == 1:
-            chunk = min(chunk, max(1 << (length - 1).bit_length(), 64))
         step, warps = chunk, 8
     partial = counters = None
     if splits > 1:
@@ -144,6 +142,16 @@ def _start(
         given = (k, v, cos, sin, position)
         new_strides = (*k.stride()[:2], *v.stride()[:2], cos.stride(0))
     options: dict[str, Any] = {"launch_pdl": True} if pdl else {}
+    if step == chunk >= length and _short(key, value, texts * heads):
+        from ..kernels.attend_short import attend_short
+
+        step = min(step, max(1 << (length - 1).bit_length(), 64))
+        launch(
+            attend_short, (texts * heads,), query, *given, key, value, mask, out, scale, length, count,
+            *query.stride()[:2], *new_strides, *key.stride()[:3], *value.stride()[:3], *strides, D=size, GROUP=group,
+            BD=wide, BL=step, ADDED=added, PDL=pdl, num_warps=8, **options,
+        )  # fmt: skip
+        return out
     launch(
         kernel, (texts * count, splits), query, *given, key, value, mask, out, partial, counters, scale, length, count,
         splits, *query.stride()[:2], *new_strides, *key.stride()[:3], *value.stride()[:3], *strides, D=size,
@@ -151,6 +159,13 @@ def _start(
         PDL=pdl, num_warps=warps, **options,
     )  # fmt: skip
     return out
+
+
+def _short(key: Tensor, value: Tensor, queries: int) -> bool:
+    """Whether a block may have a query alone: each finds a multiprocessor, and features are pairs that lie as words."""
+    if queries > sm_count(key.device) and not interpreted():
+        return False
+    return all(t.data_ptr() % 4 == 0 and not any(n % 2 for n in (t.shape[-1], *t.stride()[:3])) for t in (key, value))
 
 
 def _chunk(length: int, pairs: int, device: torch.device) -> int:
