@@ -96,6 +96,13 @@ def test_there_is_room_for_the_parts_of_all_others(size: int, rows: int, tokens:
     assert room >= 128 + (size - 1) * nbytes
 
 
+@pytest.mark.parametrize(("rows", "tokens"), [(128, 128), (128, 256), (256, 64)])
+def test_there_is_room_for_the_half_that_comes_and_that_which_goes(rows: int, tokens: int) -> None:
+    room = cluster.room_of_halves(rows, tokens)
+    assert room % 128 == 0
+    assert room >= 128 + 2 * rows // 2 * tokens * 4
+
+
 def test_this_triton_starts_clusters(tmp_path: Path) -> None:
     """Compiled by Triton itself, for a GPU that need not be there."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
