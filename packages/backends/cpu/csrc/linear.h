@@ -26,11 +26,10 @@ void digit_panels(const Weight& w, const Activations& a, const Output& out, int6
   walk(w, a, out, begin, end, 1, one_tile<C, T, Asks::kFirst>, one_tile<C, T, Asks::kFirst>);
 }
 
-// One row of integers, where a processor reads faster from one place than from several. It fetches ahead by itself, fast
-// enough for codes that are many bytes.
+// One row of integers, where a processor reads faster from one place than from several. It fetches bytes ahead by itself.
 template <Code C>
 void one_panels(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  constexpr Tile tile = one_tile<C, 1, C == Code::kInt8 || C == Code::kInt4 ? Asks::kNever : Asks::kFirst>;
+  constexpr Tile tile = one_tile<C, 1, C == Code::kInt8 ? Asks::kNever : Asks::kFirst>;
   walk(w, a, out, begin, end, 1, tile, tile);
 }
 

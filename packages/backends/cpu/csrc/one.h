@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// For one token: walks down one panel, nothing else, and leaves it to the processor to fetch ahead. What matters then is that
-// few instructions lie between two loads, since a core holds on to some hundreds of them while memory answers: units come by
+// For one token: walks down one panel, which processors fetch ahead by themselves. What matters then is that few
+// instructions lie between two loads, since a core holds on to some hundreds of them while memory answers: units come in
 // steps of a constant length, without a loop.
 #pragma once
 

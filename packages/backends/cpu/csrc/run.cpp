@@ -31,11 +31,6 @@ bool takes_bfloat16(Code code, int64_t rows) {
   return bytes ? rows > 1 : code == Code::kInt4 || code == Code::kInt2 || code == Code::kSmallTable;
 }
 
-// Whether one row of digits can take the place of floats: codes must be multiples of a step, and multiply bytes of any size.
-bool takes_digits(const Kernels& kernels, const Format& f) {
-  return kernels.prepare_digits && f.byte_scale != 0 && f.code != Code::kTable4 && !(kernels.pairs && f.code == Code::kInt8);
-}
-
 // Whether six or eight rows take less time where sums of 16 bits begin at the offset: a run of quads then takes one addition
 // more, but twice as many quads make one, of small tables, and short groups end with fewer instructions.
 bool begins_runs(const Weight& w) {
@@ -60,6 +55,22 @@ class Scraps {
   int64_t used_ = 0;
   std::vector<Buffer<uint8_t>> more_;
 };
+
+// Makes digits of the only row, where codes are multiples of a step and bytes of any size multiply them; false where it
+// stays floats.
+bool becomes_digits(const Kernels& kernels, const Weight& w, const uint8_t* row, Type type, Scraps& scraps, Activations& a) {
+  const Format& f = *w.format;
+  if (!kernels.prepare_digits || f.byte_scale == 0 || f.code == Code::kTable4) return false;
+  if (kernels.pairs && f.code == Code::kInt8) return false;
+  a.few = true;
+  a.block = std::min<int64_t>(w.units, kRoundedAtOnce / f.unit);
+  a.blocks = divide_up(w.units, a.block);
+  a.quads = scraps.take<int32_t>(kMostDigits * w.padded() / 4);
+  a.scales = scraps.take<float>(kMostDigits * w.groups * a.blocks);
+  a.sums = scraps.take<float>(kMostDigits * w.groups * a.blocks);
+  Subnormals guard;
+  return a.digits = kernels.prepare_digits(w, row, type, a);
+}
 
 }  // namespace
 
@@ -87,19 +98,9 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
         kernel(w, a, output, begin * width, std::min(end * width, w.panels()));
       });
     };
-    if (way == Way::kFloat && a.rows == 1 && !bfloat16 && takes_digits(kernels, *w.format)) {
-      a.few = a.digits = true;
-      a.block = std::min<int64_t>(w.units, kRoundedAtOnce / w.format->unit);
-      a.blocks = divide_up(w.units, a.block);
-      a.quads = scraps.take<int32_t>(kMostDigits * w.padded() / 4);
-      a.scales = scraps.take<float>(kMostDigits * w.groups * a.blocks);
-      a.sums = scraps.take<float>(kMostDigits * w.groups * a.blocks);
-      Subnormals guard;
-      if (kernels.prepare_digits(w, rows, x.type, a)) {
-        multiply(kernels.integer);
-        continue;
-      }
-      a.digits = false;
+    if (way == Way::kFloat && a.rows == 1 && !bfloat16 && becomes_digits(kernels, w, rows, x.type, scraps, a)) {
+      multiply(kernels.integer);
+      continue;
     }
     const bool few = words ? a.rows <= kernels.few_tile : way == Way::kFloat && a.rows <= kernels.small_tile;
     a.few = few;
