@@ -22,10 +22,11 @@ constexpr int kUsualDigits = 3;
 // above all others must not take their digits, since weights may be zero where it is. 2 to 3 are what is usual. Floats that
 // codes are made of with an offset lose more than four digits do, whatever the span.
 constexpr int kFarBelow = 32;  // counts as so far, if not farther
-constexpr int kSpan = 5, kLongSpan = V::kLookup ? 13 : kFarBelow;
+constexpr int kSpan = 5;
+inline int long_span(Code code) { return V::kLookup || code == Code::kInt8 ? 13 : kFarBelow; }
 
 // Digits that a block of values needs, of which the largest magnitude is `peak`; 0 where none do.
-inline int digits_of(const float* values, int64_t count, float peak) {
+inline int digits_of(Code code, const float* values, int64_t count, float peak) {
   if (peak == 0) return kUsualDigits;
   if (!(peak < 0x1p60f) || peak < 0x1p-60f) return 0;
   const auto exponent = [](float v) {
@@ -39,7 +40,7 @@ inline int digits_of(const float* values, int64_t count, float peak) {
     const bool there = values[i] != 0;
     total += there ? std::min(top - exponent(values[i]), kFarBelow) : 0, some += there;
   }
-  return total <= kSpan * some ? kUsualDigits : total <= kLongSpan * some ? kMostDigits : 0;
+  return total <= kSpan * some ? kUsualDigits : total <= long_span(code) * some ? kMostDigits : 0;
 }
 
 // 2^e by which values up to `peak` become integers of `digits` digits.
@@ -76,7 +77,7 @@ bool each_block(const Weight& w, const Activations& a, Body body) {
 }
 
 // Prepares the only row of x as the digits of as many rows, of which a.tile is told; false where none are enough.
-bool prepare_digits(const Weight& w, const void* x, Type type, Activations& a) {
+[[maybe_unused]] bool prepare_digits(const Weight& w, const void* x, Type type, Activations& a) {
   const int64_t padded = w.padded();
   const std::unique_ptr<float[]> values(new float[padded]);
   const std::unique_ptr<int8_t[]> rows(new int8_t[padded * kMostDigits]);
@@ -85,7 +86,7 @@ bool prepare_digits(const Weight& w, const void* x, Type type, Activations& a) {
   int digits = kUsualDigits;
   const bool split = each_block(w, a, [&](int64_t first, int64_t count, int64_t block) {
     const float peak = a.sums[block] = V::peak(values.get() + first, count);
-    const int own = digits_of(values.get() + first, count, peak);
+    const int own = digits_of(w.format->code, values.get() + first, count, peak);
     digits = std::max(digits, own);
     return own != 0;
   });
@@ -95,8 +96,8 @@ bool prepare_digits(const Weight& w, const void* x, Type type, Activations& a) {
   each_block(w, a, [&](int64_t first, int64_t count, int64_t at) {
     const float peak = peaks[at / digits], steps = peak == 0 ? 0 : steps_of(peak, digits);
     split_block(values.get() + first, count, steps, digits, rows.get() + first, padded);
+    a.scales[at] = peak == 0 ? 0 : 1 / steps;
     for (int m = 0; m < digits; ++m) {
-      a.scales[at + m] = peak == 0 ? 0 : std::ldexp(1 / steps, 8 * m);
       int32_t sum = 0;
       for (int64_t i = first; i < first + count; ++i) sum += rows[m * padded + i];
       a.sums[at + m] = static_cast<float>(sum);

@@ -20,13 +20,14 @@ void one_tile(const Weight& w, const Panel* panels, int64_t first, const Activat
   const int32_t* x = a.quads + tile * w.padded() / 4 * T;
   const float* scales = a.scales + tile * w.groups * a.blocks * T;
   const float* sums = a.sums + tile * w.groups * a.blocks * T;
+  const F offset = V::set(byte_offset<C>(*w.format));
+  const bool zeros = w.zero_type != Type::kNone;
   const Ahead<1, A> ahead(w);
   const uint8_t* codes = panels->codes;
-  F y[T];
-  each<T>([&](auto m) QUANTO_INLINE { y[m] = V::zero(); });
+  F y = V::zero();
   for (int64_t q = 0; q < w.groups; ++q) {
     ahead.scales(panels, q);
-    const F s = scale_of(w, *panels, q), z = zero_of(w, *panels, q, byte_offset<C>(*w.format));
+    const F s = scale_of(w, *panels, q), z = zero_of(w, *panels, q, 0);
     for (int64_t b = 0; b < a.blocks; ++b) {
       I sum[T * S];
       each<T * S>([&](auto j) QUANTO_INLINE { sum[j] = V::izero(); });
@@ -62,17 +63,22 @@ void one_tile(const Weight& w, const Panel* panels, int64_t first, const Activat
       if constexpr (kPairs<C> && C == Code::kInt8) {
         if (a.rests) add_rest<T, 1>(a, (tile * w.groups + q) * a.blocks + b, &codes, units, x, t, sum);
       }
-      each<T>([&](auto m) QUANTO_INLINE {
+      F product = V::zero();
+      each<T>([&](auto n) QUANTO_INLINE {
+        constexpr int m = T - 1 - n;  // the highest digit first
         I total = sum[m * S];
         each<S - 1>([&](auto part) QUANTO_INLINE { total = V::iadd(total, sum[m * S + 1 + part]); });
-        const F product = V::fnmadd(z, V::set(sums[m]), V::to_float(total));
-        y[m] = V::fmadd(product, V::mul(s, V::set(scales[m])), y[m]);
+        const F count = V::set(sums[m]);
+        F digit = V::fnmadd(offset, count, V::to_float(total));  // without error; zero points, which need be no integers, later
+        if (zeros) digit = V::fnmadd(z, count, digit);
+        product = n == 0 ? digit : V::fmadd(product, V::set(256), digit);
       });
+      // One scale after the other: their product may be no normal float where the result is.
+      y = V::fmadd(V::mul(product, V::set(*scales)), s, y);
       scales += T, sums += T;
     }
   }
-  for (int m = 1; m < T; ++m) y[0] = V::add(y[0], y[m]);
-  store_row(w, out, *panels, first, tile, y[0], w.global * w.format->byte_scale);
+  store_row(w, out, *panels, first, tile, y, w.global * w.format->byte_scale);
 }
 
 }  // namespace

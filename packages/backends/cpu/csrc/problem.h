@@ -48,7 +48,8 @@ struct Activations {
   // Four int8 side by side, or two bfloat16: [tiles, padded k / 4 or 2, tile] for few rows and for bfloat16; for many rows
   // what lies side by side is what is read one after the other, all tiles of a block: [blocks, tiles, quads, tile].
   int32_t* quads = nullptr;
-  float* scales = nullptr;    // [tiles, groups, blocks, tile], integer; for many rows [groups, blocks, tiles, tile]
+  float* scales = nullptr;    // [tiles, groups, blocks, tile], integer; for many rows [groups, blocks, tiles, tile]; of
+                              // digits the first of a tile is for all
   float* sums = nullptr;      // the same: of the values, or of the int8
   // Where sums of products begin, so that the offset of bytes is off them at the end: -offset * sum of the int8 of a block;
   // or, where `run` quads are added up in 16 bits, two of such. [tiles, groups, blocks, runs, tile] for few rows; for many

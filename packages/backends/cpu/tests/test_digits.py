@@ -15,6 +15,7 @@ from weights import Sample, sample
 
 import quanto_backend_cpu
 from quanto import reference
+from quanto.kernels import kernels
 from quanto_backend_cpu.specs import INTEGERS
 
 OPS = torch.ops.quanto_cpu
@@ -56,6 +57,43 @@ def test_one_value_above_all_digits(isa: str) -> None:
     x[0, 77] = 1e9
     want, unit = expected(x, w, None)
     assert ((multiply(x, w).double() - want).abs() <= FLOATS * unit + roundings(x, w)).all()
+
+
+def test_bytes_see_what_lies_below_all_digits(isa: str) -> None:
+    """Floats of int8 have no offset to lose digits to; those of other codes may have one."""
+    w = sample("int8", (512, 512), 128)
+    rows = w.values[:, 77] == 0
+    assert rows.any()
+    x = activations(1, 512)
+    x[0, 77] = 1e9
+    y = multiply(x, w)[:, rows]
+    x[0, 77] = 0
+    assert error(y, x, replace(w, values=w.values[rows])) < FLOATS
+
+
+def test_zero_points_keep_their_bits(isa: str) -> None:
+    """The offset of bytes, 128, would take seven of them from a zero point that is no integer."""
+    w = sample("int8", (48, 512), 128, "float")
+    generator = torch.Generator().manual_seed(4)
+    codes = torch.randint(-2, 3, (48, 512), generator=generator, dtype=torch.int8)
+    zero = torch.rand(48, 4, generator=generator)
+    canonical = (codes.view(w.canonical[0].dtype), w.canonical[1], zero, *w.canonical[3:])
+    w = replace(
+        w,
+        panels=kernels.layouts["cpu.panels"].pack(canonical, "int8", w.blocks, 512),
+        values=reference.dequantize(*canonical, "int8", w.blocks, 512, torch.float64),
+    )
+    x = 1 + torch.rand(1, 512, generator=generator)
+    assert error(multiply(x, w), x, w) < FLOATS
+
+
+@pytest.mark.parametrize("qtype", ["int8", "int4", "int3", "int2", "fp4"])
+def test_small_scales_of_small_values(qtype: str, isa: str) -> None:
+    """The product of a digit's step and a scale may be no normal float where the result is."""
+    w, x = sample(qtype, (48, 512), 128), activations(1, 512)
+    y = multiply(x, w)
+    w.panels[1].mul_(2.0**-68)
+    assert torch.equal(multiply(x * 2.0**-46, w), y * 2.0**-114)
 
 
 @pytest.mark.parametrize("qtype", sorted(INTEGERS))

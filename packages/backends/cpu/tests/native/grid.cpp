@@ -11,6 +11,7 @@
 #include <random>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "rows.h"
@@ -137,7 +138,8 @@ void run_case(const Case& c, std::mt19937& random) {
   for (int64_t i = 0; i < c.rows * c.k; ++i) x[i] = normal(random), x_codes[i] = static_cast<int8_t>(random());
   for (int64_t i = 0; i < c.rows; ++i) x_scale[i] = 0.5f + static_cast<float>(i % 3), x_codes[i * c.k] = -128;
   for (int64_t i = 0; i < c.n; ++i) bias[i] = normal(random);
-  const auto check = [&](const char* what, double limit) {
+  // `floor`: what an offset of codes may cost.
+  const auto check = [&](const char* what, double limit, double floor = 0) {
     for (int64_t m = 0; m < c.rows; ++m) {
       for (int64_t n = 0; n < c.n; ++n) {
         double sum = bias[n], unit = 0;
@@ -145,7 +147,7 @@ void run_case(const Case& c, std::mt19937& random) {
           const double product = x[m * c.k + k] * values[n * c.k + k];
           sum += product, unit += product * product;
         }
-        const double error = std::fabs(y[m * c.n + n] - sum) / (std::sqrt(unit) + std::fabs(bias[n]) + 1e-30);
+        const double error = std::fabs(y[m * c.n + n] - sum) / (std::sqrt(unit) + std::fabs(bias[n]) + floor / limit + 1e-30);
         if (!(error < limit)) return complain(c, what, error);
       }
     }
@@ -155,6 +157,13 @@ void run_case(const Case& c, std::mt19937& random) {
   for (const Way way : {Way::kFloat, Way::kBlocks}) {
     run(kernels(), p, rows, way, out, Type::kFloat, bias.get(), 0);
     check(way == Way::kFloat ? "few" : "blocks", 2e-5);
+  }
+  for (const float above : {0.f, 300.f, 1e5f, 1e9f}) {  // one row: three digits, four, and floats
+    if (c.rows > 1) break;
+    const float usual = std::exchange(x[c.k / 2], above);
+    run(kernels(), p, rows, Way::kFloat, out, Type::kFloat, bias.get(), 0);
+    check("digits", 2e-5, 2e-5 * above);
+    x[c.k / 2] = usual;
   }
   Exact<uint16_t> half(c.rows * c.k);
   for (int64_t i = 0; i < c.rows * c.k; ++i) half[i] = float_to_bfloat16(x[i]), x[i] = bfloat16_to_float(half[i]);
