@@ -19,6 +19,7 @@ from quanto.kernels import kernels
 from quanto_backend_cpu.specs import INTEGERS
 
 OPS = torch.ops.quanto_cpu
+# Layers of 80 features and fewer take floats; these have more.
 QTYPES = sorted(INTEGERS | {"fp4", "mxfp4", "nvfp4"})
 # A sum of floats is as far from its value as this, of the square root of the sum of its squared products.
 FLOATS = 4e-6
@@ -52,7 +53,7 @@ def test_one_value_far_above_the_others(qtype: str, isa: str) -> None:
 
 
 def test_one_value_above_all_digits(isa: str) -> None:
-    w = sample("int4", (48, 512), 128)
+    w = sample("int4", (112, 512), 128)
     x = activations(1, 512)
     x[0, 77] = 1e9
     want, unit = expected(x, w, None)
@@ -73,10 +74,10 @@ def test_bytes_see_what_lies_below_all_digits(isa: str) -> None:
 
 def test_zero_points_keep_their_bits(isa: str) -> None:
     """The offset of bytes, 128, would take seven of them from a zero point that is no integer."""
-    w = sample("int8", (48, 512), 128, "float")
+    w = sample("int8", (112, 512), 128, "float")
     generator = torch.Generator().manual_seed(4)
-    codes = torch.randint(-2, 3, (48, 512), generator=generator, dtype=torch.int8)
-    zero = torch.rand(48, 4, generator=generator)
+    codes = torch.randint(-2, 3, (112, 512), generator=generator, dtype=torch.int8)
+    zero = torch.rand(112, 4, generator=generator)
     canonical = (codes.view(w.canonical[0].dtype), w.canonical[1], zero, *w.canonical[3:])
     w = replace(
         w,
@@ -90,7 +91,7 @@ def test_zero_points_keep_their_bits(isa: str) -> None:
 @pytest.mark.parametrize("qtype", ["int8", "int4", "int3", "int2", "fp4"])
 def test_small_scales_of_small_values(qtype: str, isa: str) -> None:
     """The product of a digit's step and a scale may be no normal float where the result is."""
-    w, x = sample(qtype, (48, 512), 128), activations(1, 512)
+    w, x = sample(qtype, (112, 512), 128), activations(1, 512)
     y = multiply(x, w)
     w.panels[1].mul_(2.0**-68)
     assert torch.equal(multiply(x * 2.0**-46, w), y * 2.0**-114)
@@ -98,7 +99,7 @@ def test_small_scales_of_small_values(qtype: str, isa: str) -> None:
 
 @pytest.mark.parametrize("qtype", sorted(INTEGERS))
 def test_integers_are_multiplied_without_error(qtype: str, isa: str) -> None:
-    w = sample(qtype, (48, 512), 512, "int")
+    w = sample(qtype, (112, 512), 512, "int")
     for tensors in (w.panels, w.canonical):
         tensors[1].fill_(1)
     values = reference.dequantize(*w.canonical, qtype, w.blocks, 512, torch.float64)
@@ -119,7 +120,7 @@ def test_integers_are_multiplied_without_error(qtype: str, isa: str) -> None:
 def test_heavy_tails_and_zeros(size: int, group: int, qtype: str, power: float, zeros: float, exponent: int) -> None:
     """Few large values, many small ones or none, of any magnitude."""
     fixed, zero = qtype in ("mxfp4", "nvfp4"), "float" if qtype in INTEGERS else "none"
-    w = sample(qtype, (20, size), 32 if fixed else group, zero)
+    w = sample(qtype, (101, size), 32 if fixed else group, zero)
     generator = torch.Generator().manual_seed(size)
     x = torch.randn(1, size, generator=generator)
     x = x.sign() * x.abs() ** power * 2.0**exponent * (torch.rand(1, size, generator=generator) >= zeros)
@@ -131,6 +132,6 @@ def test_heavy_tails_and_zeros(size: int, group: int, qtype: str, power: float, 
 
 @pytest.mark.parametrize("value", [0.0, 1e-38, 1e-30, 1e-18, 1e18, 1e25])
 def test_values_of_any_size(value: float, isa: str) -> None:
-    w = sample("int4", (33, 160), 32)
+    w = sample("int4", (97, 160), 32)
     x = activations(1, 160) * value
     torch.testing.assert_close(multiply(x, w).double(), x.double() @ w.values.T, rtol=1e-4, atol=abs(value) * 1e-5)
