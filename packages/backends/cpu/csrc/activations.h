@@ -93,18 +93,21 @@ float top_of(Code code, const float* values, int64_t count) {
   return peak;
 }
 
-// Takes the second of each two int8 that add up to too much out of a block of the rows [padded k] of a tile, into quads
+// Bytes from row to row of a tile, before they lie side by side: at multiples of 4 KB all would share one set of the cache.
+inline int64_t rows_apart(const Weight& w) { return w.padded() + 64; }
+
+// Takes the second of each two int8 that add up to too much out of a block of the rows of a tile, into quads
 // that come a second time.
 void split_pairs(const Weight& w, int8_t* rows, int64_t first, int64_t last, int64_t at, int32_t& rests, Activations& a) {
-  const int64_t padded = w.padded();
+  const int64_t apart = rows_apart(w);
   const auto heavy = [](const int8_t* pair) { return std::abs(pair[0] + pair[1]) > 128; };
   int32_t count = 0;
   for (int64_t i = first; i < last; ++i) {
     bool any = false;
-    for (int m = 0; m < a.tile; ++m) any |= heavy(rows + m * padded + 4 * i) || heavy(rows + m * padded + 4 * i + 2);
+    for (int m = 0; m < a.tile; ++m) any |= heavy(rows + m * apart + 4 * i) || heavy(rows + m * apart + 4 * i + 2);
     if (!any) continue;
     for (int m = 0; m < a.tile; ++m) {
-      int8_t *from = rows + m * padded + 4 * i, rest[4] = {};
+      int8_t *from = rows + m * apart + 4 * i, rest[4] = {};
       for (int pair = 0; pair < 4; pair += 2) {
         if (heavy(from + pair)) std::swap(from[pair + 1], rest[pair + 1]);
       }
@@ -129,12 +132,12 @@ void start_runs(const Format& f, const int8_t* codes, int64_t first, int64_t las
 
 bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, Activations& a, int64_t begin, int64_t end) {
   const Format& f = *w.format;
-  const int64_t padded = w.padded(), length = w.units * f.unit, runs = runs_of(w, a);
+  const int64_t padded = w.padded(), length = w.units * f.unit, runs = runs_of(w, a), apart = rows_apart(w);
   std::unique_ptr<float[]> values(new float[padded]);
-  std::unique_ptr<int8_t[]> rows(new int8_t[padded * a.tile]);
+  std::unique_ptr<int8_t[]> rows(new int8_t[apart * a.tile]);
   for (int64_t tile = begin; tile < end; ++tile) {
     for (int m = 0; m < a.tile; ++m) {
-      int8_t* codes = rows.get() + m * padded;
+      int8_t* codes = rows.get() + m * apart;
       const int64_t row = tile * a.tile + m;
       if (row >= a.rows || type == Type::kInt8) std::fill_n(codes, padded, int8_t{0});
       if (row < a.rows && type == Type::kInt8) {
@@ -184,7 +187,7 @@ bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, 
         }
         int32_t* to = a.quads + at;
         for (int64_t i = part.first; i < part.first + part.size; ++i, to += a.tile) {
-          for (int m = 0; m < a.tile; ++m) std::memcpy(to + m, rows.get() + m * padded + 4 * i, 4);
+          for (int m = 0; m < a.tile; ++m) std::memcpy(to + m, rows.get() + m * apart + 4 * i, 4);
         }
       }
     }

@@ -78,16 +78,14 @@ void exact_panels(const Weight& w, const Activations& a, const Output& out, int6
     Panel panels[P];
     const int count = source.fill(panels, first, end);
     std::fill_n(sums.get(), tiles * a.tile * kRows * P, 0.f);
+    const Results results{w, out, panels, first, a.rows, count, P, w.global};
     for (int64_t u = 0; u < units; u += step) {
       const int64_t last = std::min(units, u + step);
       for (int i = 0; i < count; ++i) decode_units<C>(w, panels[i], u, last, values + i * kRows, kRows * P);
       for (int64_t tile = 0; tile < tiles; ++tile) {
-        kernel(a.values + (tile * w.padded() + u * U) * a.tile, values, (last - u) * U, sums.get() + tile * a.tile * kRows * P);
-      }
-    }
-    for (int64_t row = 0; row < a.rows; ++row) {
-      for (int i = 0; i < count; ++i) {
-        store_row(w, out, panels[i], first + i, row, V::load(sums.get() + (row * P + i) * kRows), w.global);
+        float* to = sums.get() + tile * a.tile * kRows * P;
+        kernel(a.values + (tile * w.padded() + u * U) * a.tile, values, (last - u) * U, to);
+        if (last == units) store_tile(results, tile, a.tile, to);
       }
     }
   }

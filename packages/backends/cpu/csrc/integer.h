@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// For many rows of int8: decodes a block of positions of the panels into bytes once, then multiplies it with all tiles.
-// A block of 256 positions and two panels takes 8 KB, and stays in the first-level cache with a tile of activations.
-// Bound by dot products: 12 to 28 for each 5 to 16 loads.
+// For many rows of int8: decodes a block of positions of the panels into bytes once, then multiplies it with all tiles; or
+// each tile decodes it. A block of 256 positions and two panels takes 8 KB, and stays in the first-level cache with a tile of
+// activations. Bound by dot products: 12 to 28 for each 5 to 16 loads.
 #pragma once
 
 #include "ahead.h"
@@ -10,22 +10,49 @@
 namespace quanto {
 namespace {
 
-// Products of one quad of T rows and P panels, into sums of 32 bits, or of 16 where `narrow`.
+// Products of one quad of T rows with the bytes of P panels, into sums of 32 bits, or of 16 where `narrow`.
 template <Code C, int T, int P, bool narrow>
-QUANTO_INLINE inline void multiply_quad(const int32_t* x, const uint8_t* quads, I* sum) {
-  I w[P];
-  each<P>([&](auto i) QUANTO_INLINE { w[i] = V::load_words(quads + i * 64); });
+QUANTO_INLINE inline void multiply_bytes(const int32_t* x, const I* quad, I* sum) {
   each<T>([&](auto m) QUANTO_INLINE {
     const auto xs = V::spread(x[m]);
     each<P>([&](auto i) QUANTO_INLINE {
       constexpr int at = m * P + i;
       if constexpr (narrow) {
-        sum[at] = Of<C>::dot16(sum[at], w[i], xs);
+        sum[at] = Of<C>::dot16(sum[at], quad[i], xs);
       } else {
-        sum[at] = Of<C>::dot(sum[at], w[i], xs);
+        sum[at] = Of<C>::dot(sum[at], quad[i], xs);
       }
     });
   });
+}
+
+// The same with bytes that lie decoded.
+template <Code C, int T, int P, bool narrow>
+QUANTO_INLINE inline void multiply_quad(const int32_t* x, const uint8_t* quads, I* sum) {
+  I quad[P];
+  each<P>([&](auto i) QUANTO_INLINE { quad[i] = V::load_words(quads + i * 64); });
+  multiply_bytes<C, T, P, narrow>(x, quad, sum);
+}
+
+// Whether each tile decodes words as it multiplies them, where one register holds a panel: one to three instructions beside
+// 20 to 28 products cost less than decoded bytes, which take the place of activations in the first-level cache.
+template <Code C>
+constexpr bool kDirect = V::kRegisters == 1 && kWords<C> == 1;
+
+// Products of `quads` quads of T rows with words of P panels, which lie `apart` bytes apart.
+template <Code C, int T, int P>
+QUANTO_INLINE inline void multiply_words(const int32_t* x, const uint8_t* codes, int64_t apart, int64_t quads, const Tables& t,
+                                         I* sum) {
+  constexpr int Q = kUnit<C> / 4;
+  for (int64_t k = 0; k < quads; k += Q, x += Q * T, codes += 64) {
+    I words[P];
+    each<P>([&](auto i) QUANTO_INLINE { words[i] = V::load_words(codes + i * apart); });
+    each<Q>([&](auto j) QUANTO_INLINE {
+      I quad[P];
+      each<P>([&](auto i) QUANTO_INLINE { quad[i] = bytes<C, j>(words + i, t); });
+      multiply_bytes<C, T, P, false>(x + j * T, quad, sum);
+    });
+  }
 }
 
 // How often loops over quads are unrolled: twice takes 6 % less time for int4 and 1 to 3 % less for int8 on AVX2, but half as
@@ -43,6 +70,9 @@ struct Strip {
   int64_t groups, run;                   // of the block; quads that are added up in 16 bits
   const uint8_t* const* later;           // codes to ask for, of each panel, some with each tile: all at once would wait
   int64_t lines;
+  const Tables* tables;    // of what is decoded by each tile,
+  int64_t apart;           // and bytes from one panel to the other
+  const Results* results;  // where they go, if this is the last part of them
 };
 
 // Asks for what belongs to a tile of the codes that are decoded later.
@@ -56,7 +86,8 @@ QUANTO_INLINE inline void ask_later(const Strip& s, int64_t tile) {
 // Whether sums begin where `starts` says, so that the offset of bytes need not be taken off.
 constexpr bool kStarts = V::kPairs;
 
-// Of each tile: sums[T, 16 P] += (products of a group - zero · sums of x) · scale · scales of x
+// Of each tile: sums[T, 16 P] += (products of a group - zero · sums of x) · scale · scales of x. Without `scale` where a row has
+// one, by which its result is multiplied.
 template <Code C, int T, int P>
 void multiply_quads(const Strip& s, const uint8_t* quads, const F* scale, const F* zero, float* to) {
   for (int64_t tile = 0; tile < s.tiles; ++tile, to += T * P * kRows) {
@@ -73,6 +104,8 @@ void multiply_quads(const Strip& s, const uint8_t* quads, const F* scale, const 
     if constexpr (kMatrix) {
       static_assert(P == 1, "panels one by one");
       matrix_sums<T>(x, quads, s.length, 64, sum);
+    } else if constexpr (kDirect<C>) {
+      multiply_words<C, T, P>(x, quads, s.apart, s.length, *s.tables, sum);
     } else {
 #pragma GCC unroll kUnrolled
       for (int64_t k = 0; k < s.length; ++k, x += T, w += 64 * P) multiply_quad<C, T, P, false>(x, w, sum);
@@ -89,9 +122,10 @@ void multiply_quads(const Strip& s, const uint8_t* quads, const F* scale, const 
         float* at = to + (m * P + i) * kRows;
         F y = V::to_float(sum[m * P + i]);
         if (zero) y = V::fnmadd(zero[i], total, y);
-        V::store(at, V::fmadd(y, V::mul(scale[i], xs), V::load(at)));
+        V::store(at, V::fmadd(y, scale ? V::mul(scale[i], xs) : xs, V::load(at)));
       });
     });
+    if (s.results) store_tile(*s.results, tile, T, to);
   }
 }
 
@@ -127,6 +161,7 @@ void multiply_runs(const Strip& s, const uint8_t* quads, const F* scale, const F
       float* at = to + j * kRows;
       V::store(at, V::fmadd(y[j], V::set(s.scales[tile * T + j / P]), V::load(at)));
     });
+    if (s.results) store_tile(*s.results, tile, T, to);
   }
 }
 
@@ -163,6 +198,7 @@ constexpr int kGroups = kRoundedAtOnce / kUnit<C>;
 template <Code C>
 void integer_blocks(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
   constexpr int P = V::kWidth, U = kUnit<C>;
+  static_assert(P <= 2, "`apart` leads to one other panel");
   static constexpr auto table = by_tile<C, P>(std::make_integer_sequence<int, V::kIntegerTile>{});
   const auto kernel = table.of[a.tile - 1];
   const Tables t = tables<C>(*w.format);
@@ -170,7 +206,8 @@ void integer_blocks(const Weight& w, const Activations& a, const Output& out, in
   const int64_t runs = runs_of(w, a);
   const bool zeros = !kStarts || w.zero_type != Type::kNone;
   const float offset = kStarts ? 0.f : byte_offset<C>(*w.format);
-  alignas(64) uint8_t quads[kDecodedAtOnce / 4 * 64 * P];
+  alignas(64) uint8_t quads[kDirect<C> ? 64 : kDecodedAtOnce / 4 * 64 * P];
+  const bool scaled = kNarrow<C> || w.groups != 1;  // or results are, once
   const Buffer<float> sums = allocate<float>(tiles * a.tile * kRows * P);
   Panels source(w);
   for (int64_t first = begin; first < end; first += P) {
@@ -178,6 +215,7 @@ void integer_blocks(const Weight& w, const Activations& a, const Output& out, in
     const int count = source.fill(panels, first, end);
     std::fill_n(sums.get(), tiles * a.tile * kRows * P, 0.f);
     const uint8_t* later[P];
+    const Results results{w, out, panels, first, a.rows, count, P, w.global * w.format->byte_scale, scaled};
     for (int64_t q = 0; q < w.groups; q += a.span) {
       const int64_t groups = std::min(a.span, w.groups - q);
       F s[kGroups<C> * P], z[kGroups<C> * P];
@@ -189,8 +227,14 @@ void integer_blocks(const Weight& w, const Activations& a, const Output& out, in
       for (int64_t b = 0; b < a.blocks; ++b) {
         const Part part = part_of(w, a, q, b);
         const int64_t unit = part.first * 4 / U, last = (part.first + part.size) * 4 / U;
-        for (int i = 0; i < P; ++i) decode_bytes<C>(panels[i], t, unit, last, quads + i * 64, 64 * P);
         Strip strip{};
+        const uint8_t* from = kDirect<C> ? panels[0].codes + unit * 64 : quads;
+        const int64_t step = kDirect<C> ? w.units * 64 : part.size / groups * 64 * P;
+        if constexpr (kDirect<C>) {
+          strip.tables = &t, strip.apart = panels[P - 1].codes - panels[0].codes;
+        } else {
+          for (int i = 0; i < P; ++i) decode_bytes<C>(panels[i], t, unit, last, quads + i * 64, 64 * P);
+        }
         strip.tiles = tiles, strip.length = part.size / groups, strip.groups = groups, strip.run = a.run;
         strip.x_step = part.size * a.tile, strip.starts_step = groups * runs * a.tile;
         for (int i = 0; i < P; ++i) later[i] = panels[i].codes + unit * kWords<C> * 64 + kFarAhead;
@@ -202,14 +246,10 @@ void integer_blocks(const Weight& w, const Activations& a, const Output& out, in
           if (a.rests) {
             strip.rest = a.rest + at, strip.places = a.rest_places + at / a.tile, strip.rests = a.rests + scales / a.tile;
           }
-          kernel(strip, quads + g * strip.length * 64 * P, s + g * P, zeros ? z + g * P : nullptr, sums.get());
+          if (q + groups == w.groups && b + 1 == a.blocks && (kNarrow<C> || g + 1 == groups)) strip.results = &results;
+          const F* scale = scaled ? s + g * P : nullptr;
+          kernel(strip, from + g * step, scale, zeros ? z + g * P : nullptr, sums.get());
         }
-      }
-    }
-    for (int64_t row = 0; row < a.rows; ++row) {
-      for (int i = 0; i < count; ++i) {
-        const F y = V::load(sums.get() + (row * P + i) * kRows);
-        store_row(w, out, panels[i], first + i, row, y, w.global * w.format->byte_scale);
       }
     }
   }

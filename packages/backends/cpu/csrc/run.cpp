@@ -105,7 +105,8 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
       multiply(kernels.integer);
       continue;
     }
-    const bool few = words ? a.rows <= kernels.few_tile : way == Way::kFloat && a.rows <= kernels.small_tile;
+    // Of no features at all too: kernels for many rows store a tile with the last part of its products.
+    const bool few = w.padded() == 0 || (words ? a.rows <= kernels.few_tile : way == Way::kFloat && a.rows <= kernels.small_tile);
     a.few = few;
     a.tile = few ? small_tile(a.rows, words ? kernels.few_tile : kernels.small_tile, integer && kernels.halves)
                  : even_tile(a.rows, words ? kernels.integer_tile : kernels.exact_tile);

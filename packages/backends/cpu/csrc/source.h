@@ -90,5 +90,38 @@ void store_row(const Weight& w, const Output& out, const Panel& p, int64_t panel
   for (int i = 0; i < count; ++i) V::store_one(out.data, row * w.n + first + i, out.type, values[i], out.scale);
 }
 
+// Where results of several panels go, and what their sums are multiplied by: `factor`, and the scale of each feature where
+// sums are without it.
+struct Results {
+  const Weight& w;
+  const Output& out;
+  const Panel* panels;
+  int64_t first, rows;
+  int count, width;
+  float factor;
+  bool scaled = true;
+};
+
+// Stores a tile of `height` rows from its sums [height, 16 width]. To be called while there is more to compute: results of
+// 16 features lie far apart, and one after the other they would wait for memory.
+void store_tile(const Results& r, int64_t tile, int height, const float* sums) {
+  const Weight& w = r.w;
+  const Output& out = r.out;
+  const int64_t begin = tile * height, end = std::min(r.rows, begin + height);
+  F factors[V::kWidth], bias[V::kWidth];
+  const bool plain = out.then == Nonlinearity::kNone && (r.first + r.count) * kRows <= w.n && !r.panels[0].poison;
+  for (int i = 0; i < r.count; ++i) {
+    factors[i] = r.scaled ? V::set(r.factor) : V::mul(V::set(r.factor), scale_of(w, r.panels[i], 0));
+    bias[i] = plain && out.bias ? V::load(out.bias + (r.first + i) * kRows) : V::zero();
+  }
+  for (int64_t row = begin; row < end; ++row, sums += r.width * kRows) {
+    for (int i = 0; i < r.count; ++i) {
+      const F y = V::mul(V::load(sums + i * kRows), factors[i]);
+      if (plain && V::store_as(out.data, row * w.n + (r.first + i) * kRows, out.type, V::add(y, bias[i]), out.scale)) continue;
+      store_row(w, out, r.panels[i], r.first + i, row, y, 1);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace quanto

@@ -50,7 +50,7 @@ def test_no_tensor_has_to_be_contiguous(qtype: str, isa: str) -> None:
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize(("tokens", "rows", "size"), [(3, 20, 0), (3, 0, 16), (0, 20, 16), (0, 0, 0)])
+@pytest.mark.parametrize(("tokens", "rows", "size"), [(3, 20, 0), (30, 20, 0), (3, 0, 16), (0, 20, 16), (0, 0, 0)])
 def test_nothing_to_compute(tokens: int, rows: int, size: int, isa: str) -> None:
     block = [1, max(size, 1)]
     codes, scale, bias = (

@@ -111,7 +111,7 @@ def test_more_rows_than_are_prepared_at_once(isa: str) -> None:
 
 @pytest.mark.parametrize("op", ["linear", "linear_integer"])
 def test_no_features_no_rows_no_tokens(op: str, isa: str) -> None:
-    for tokens, rows, size in ((3, 20, 0), (3, 0, 16), (0, 20, 16), (0, 0, 0)):
+    for tokens, rows, size in ((3, 20, 0), (30, 20, 0), (3, 0, 16), (0, 20, 16), (0, 0, 0)):
         codes, scale = torch.zeros(rows, size, dtype=torch.int8), torch.ones(rows, 1 if size else 0)
         bias = torch.arange(rows).float()
         y = getattr(OPS, op)(torch.ones(tokens, size), codes, scale, None, None, bias, "int8", [1, max(size, 1)])
