@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // For many rows of int8: decodes a block of positions of the panels into bytes once, then multiplies it with all tiles; or
-// each tile decodes it. A block of 256 positions and two panels takes 8 KB, and stays in the first-level cache with a tile of
+// each tile decodes it, on AMD's processors. A block of 256 positions and two panels takes 8 KB, and stays in the first-level cache with a tile of
 // activations. Bound by dot products: 12 to 28 for each 5 to 16 loads.
 #pragma once
 
@@ -34,8 +34,8 @@ QUANTO_INLINE inline void multiply_quad(const int32_t* x, const uint8_t* quads, 
   multiply_bytes<C, T, P, narrow>(x, quad, sum);
 }
 
-// Whether each tile decodes words as it multiplies them, where one register holds a panel: one to three instructions beside
-// 20 to 28 products cost less than decoded bytes, which take the place of activations in the first-level cache.
+// Whether each tile can decode words as it multiplies them, where one register holds a panel: one to three instructions beside
+// 20 to 28 products, instead of bytes that take the place of activations in the first-level cache.
 template <Code C>
 constexpr bool kDirect = V::kRegisters == 1 && kWords<C> == 1;
 
@@ -70,7 +70,7 @@ struct Strip {
   int64_t groups, run;                   // of the block; quads that are added up in 16 bits
   const uint8_t* const* later;           // codes to ask for, of each panel, some with each tile: all at once would wait
   int64_t lines;
-  const Tables* tables;    // of what is decoded by each tile,
+  const Tables* tables;    // of what each tile decodes,
   int64_t apart;           // and bytes from one panel to the other
   const Results* results;  // where they go, if this is the last part of them
 };
@@ -88,7 +88,7 @@ constexpr bool kStarts = V::kPairs;
 
 // Of each tile: sums[T, 16 P] += (products of a group - zero · sums of x) · scale · scales of x. Without `scale` where a row has
 // one, by which its result is multiplied.
-template <Code C, int T, int P>
+template <Code C, int T, int P, bool direct>
 void multiply_quads(const Strip& s, const uint8_t* quads, const F* scale, const F* zero, float* to) {
   for (int64_t tile = 0; tile < s.tiles; ++tile, to += T * P * kRows) {
     const int32_t* x = s.x + tile * s.x_step;
@@ -104,7 +104,7 @@ void multiply_quads(const Strip& s, const uint8_t* quads, const F* scale, const 
     if constexpr (kMatrix) {
       static_assert(P == 1, "panels one by one");
       matrix_sums<T>(x, quads, s.length, 64, sum);
-    } else if constexpr (kDirect<C>) {
+    } else if constexpr (direct) {
       multiply_words<C, T, P>(x, quads, s.apart, s.length, *s.tables, sum);
     } else {
 #pragma GCC unroll kUnrolled
@@ -169,12 +169,12 @@ using MultiplyTiles = void (*)(const Strip&, const uint8_t*, const F*, const F*,
 struct ByTile {
   MultiplyTiles of[V::kIntegerTile];
 };
-template <Code C, int P, int... T>
+template <Code C, int P, bool direct, int... T>
 constexpr ByTile by_tile(std::integer_sequence<int, T...>) {
   if constexpr (kNarrow<C>) {
     return {{multiply_runs<C, T + 1, P>...}};
   } else {
-    return {{multiply_quads<C, T + 1, P>...}};
+    return {{multiply_quads<C, T + 1, P, direct>...}};
   }
 }
 
@@ -199,14 +199,16 @@ template <Code C>
 void integer_blocks(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
   constexpr int P = V::kWidth, U = kUnit<C>;
   static_assert(P <= 2, "`apart` leads to one other panel");
-  static constexpr auto table = by_tile<C, P>(std::make_integer_sequence<int, V::kIntegerTile>{});
-  const auto kernel = table.of[a.tile - 1];
+  static constexpr auto heights = std::make_integer_sequence<int, V::kIntegerTile>{};
+  static constexpr auto decoded = by_tile<C, P, false>(heights), words = by_tile<C, P, kDirect<C>>(heights);
+  const bool direct = kDirect<C> && is_amd();
+  const auto kernel = (direct ? words : decoded).of[a.tile - 1];
   const Tables t = tables<C>(*w.format);
   const int64_t tiles = a.tiles();
   const int64_t runs = runs_of(w, a);
   const bool zeros = !kStarts || w.zero_type != Type::kNone;
   const float offset = kStarts ? 0.f : byte_offset<C>(*w.format);
-  alignas(64) uint8_t quads[kDirect<C> ? 64 : kDecodedAtOnce / 4 * 64 * P];
+  alignas(64) uint8_t quads[kDecodedAtOnce / 4 * 64 * P];
   const bool scaled = kNarrow<C> || w.groups != 1;  // or results are, once
   const Buffer<float> sums = allocate<float>(tiles * a.tile * kRows * P);
   Panels source(w);
@@ -228,13 +230,10 @@ void integer_blocks(const Weight& w, const Activations& a, const Output& out, in
         const Part part = part_of(w, a, q, b);
         const int64_t unit = part.first * 4 / U, last = (part.first + part.size) * 4 / U;
         Strip strip{};
-        const uint8_t* from = kDirect<C> ? panels[0].codes + unit * 64 : quads;
-        const int64_t step = kDirect<C> ? w.units * 64 : part.size / groups * 64 * P;
-        if constexpr (kDirect<C>) {
-          strip.tables = &t, strip.apart = panels[P - 1].codes - panels[0].codes;
-        } else {
-          for (int i = 0; i < P; ++i) decode_bytes<C>(panels[i], t, unit, last, quads + i * 64, 64 * P);
-        }
+        const uint8_t* from = direct ? panels[0].codes + unit * 64 : quads;
+        const int64_t step = direct ? w.units * 64 : part.size / groups * 64 * P;
+        strip.tables = &t, strip.apart = panels[P - 1].codes - panels[0].codes;
+        for (int i = 0; !direct && i < P; ++i) decode_bytes<C>(panels[i], t, unit, last, quads + i * 64, 64 * P);
         strip.tiles = tiles, strip.length = part.size / groups, strip.groups = groups, strip.run = a.run;
         strip.x_step = part.size * a.tile, strip.starts_step = groups * runs * a.tile;
         for (int i = 0; i < P; ++i) later[i] = panels[i].codes + unit * kWords<C> * 64 + kFarAhead;

@@ -98,7 +98,7 @@ const Kernels& kernels() {
   return *known;
 }
 
-bool reads_one_stream() {
+bool is_amd() {
 #if defined(QUANTO_X86)
   static const bool amd = [] {
     __builtin_cpu_init();

@@ -156,7 +156,7 @@ extern const Kernels kDotprod = {"neon_dotprod",
 #else
 extern const Kernels kPortable = {"portable",
 #endif
-    V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, V::kWidth,
+    V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, kDigitCode<Code::kInt8>, V::kWidth,
 #if defined(__ARM_FEATURE_MATMUL_INT8)
     [] { return has_dotprod() && has_i8mm(); },
 #elif defined(__ARM_FEATURE_DOTPROD)

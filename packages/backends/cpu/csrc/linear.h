@@ -23,20 +23,26 @@ void small_panels(const Weight& w, const Activations& a, const Output& out, int6
 // The digits of one row.
 template <Code C, int T>
 void digit_panels(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  walk(w, a, out, begin, end, 1, one_tile<C, T, Asks::kFirst>, one_tile<C, T, Asks::kFirst>);
+  constexpr int P = V::kRegisters == 1 ? V::kStreams : 1;  // the sums of all panels fit into registers
+  constexpr Tile one = one_tile<C, T, 1, (P > 1 && C == Code::kInt8) ? Asks::kNever : Asks::kFirst>;
+  if (P > 1 && !is_amd()) {
+    walk(w, a, out, begin, end, P, one_tile<C, T, P, Asks::kFirst>, one);
+  } else {
+    walk(w, a, out, begin, end, 1, one, one);
+  }
 }
 
 // One row of integers, where a processor reads faster from one place than from several. It fetches bytes ahead by itself.
 template <Code C>
 void one_panels(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  constexpr Tile tile = one_tile<C, 1, C == Code::kInt8 ? Asks::kNever : Asks::kFirst>;
+  constexpr Tile tile = one_tile<C, 1, 1, C == Code::kInt8 ? Asks::kNever : Asks::kFirst>;
   walk(w, a, out, begin, end, 1, tile, tile);
 }
 
 template <Code C, int T>
 void integer_panels(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
   constexpr int P = kPanels<T>;
-  if (V::kRegisters == 1 && reads_one_stream()) {
+  if (V::kRegisters == 1 && is_amd()) {
     constexpr Asks A = V::kRegisters == 1 ? Asks::kSecond : Asks::kFirst;  // what is not taken is not made twice
     walk(w, a, out, begin, end, P, integer_tile<C, T, P, A>, integer_tile<C, T, 1, A>);
   } else {
@@ -72,7 +78,7 @@ Run integer_for(const Activations& a) {
     if (a.digits) return a.tile == kUsualDigits ? digit_panels<C, kUsualDigits> : digit_panels<C, kMostDigits>;
   }
   switch (a.tile) {
-    case 1: return reads_one_stream() && !(V::kRegisters == 1 && C == Code::kSmallTable) ? one_panels<C> : integer_panels<C, 1>;
+    case 1: return is_amd() && !(V::kRegisters == 1 && C == Code::kSmallTable) ? one_panels<C> : integer_panels<C, 1>;
     case 2: return integer_panels<C, 2>;
     case 4: return integer_panels<C, 4>;
     default: break;

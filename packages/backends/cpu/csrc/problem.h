@@ -144,6 +144,7 @@ struct Kernels {
   int small_tile, few_tile;      // most rows of those that decode as they go, for floats and for integers
   bool halves;                   // the kernels of few rows also take six
   bool pairs;                    // neighbours among int8 may add up to 128 at the most, with bytes of the full range
+  bool byte_digits;              // exact compute of one row may take digits with int8, too
   int width;         // panels that a kernel takes at once
   bool (*available)();
   // Computes output features 16 * begin … 16 * end for all rows.
@@ -170,9 +171,10 @@ const Kernels& kernels_for(int64_t products);
 void select_kernels(const char* name);  // "" lets `kernels` choose anew
 // Names of those that this processor can run, best first, with commas between them.
 std::string available_kernels();
-// Whether this processor reads faster from one place than from four side by side, and asks for lines into its second-level
-// cache sooner than into the first: AMD's (Zen 4, one token of 4096 x 4096, int4 on AVX2 0.27 ms instead of 0.36), not Intel's.
-bool reads_one_stream();
+// Whether the processor is AMD's (Zen 4), which other ways suit than Intel's (Sapphire Rapids): reading one place instead of
+// four side by side (one token of 4096 x 4096, int4 on AVX2 0.27 ms instead of 0.36), asking for lines into the second-level
+// cache sooner than into the first, and decoding words beside products, with a unit that those leave free.
+bool is_amd();
 
 // Canonical rows 16 * panel … of a weight as one panel, with scales and zero points of its rows side by side.
 void pack_panel(const Weight& w, int64_t panel, uint8_t* codes, uint8_t* scale, uint8_t* zero);

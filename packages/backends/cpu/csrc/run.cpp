@@ -59,12 +59,12 @@ class Scraps {
 // Output features, in panels, up to which making digits of a row takes longer than they save (6.5 us for 4096 positions).
 constexpr int64_t kFewPanels = 5;
 
-// Makes digits of the only row, where codes are multiples of a step and bytes of any size multiply them; false where it
-// stays floats.
+// Makes digits of the only row, where codes are multiples of a step that digits multiply sooner than floats do; false where
+// it stays floats.
 bool becomes_digits(const Kernels& kernels, const Weight& w, const uint8_t* row, Type type, Scraps& scraps, Activations& a) {
   const Format& f = *w.format;
   if (!kernels.prepare_digits || f.byte_scale == 0 || f.code == Code::kTable4) return false;
-  if ((kernels.pairs && f.code == Code::kInt8) || w.panels() <= kFewPanels) return false;
+  if ((f.code == Code::kInt8 && !kernels.byte_digits) || w.panels() <= kFewPanels) return false;
   a.few = true;
   a.block = std::min<int64_t>(w.units, kRoundedAtOnce / f.unit);
   a.blocks = divide_up(w.units, a.block);

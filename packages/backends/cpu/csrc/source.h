@@ -108,7 +108,7 @@ void store_tile(const Results& r, int64_t tile, int height, const float* sums) {
   const Weight& w = r.w;
   const Output& out = r.out;
   const int64_t begin = tile * height, end = std::min(r.rows, begin + height);
-  F factors[V::kWidth], bias[V::kWidth];
+  F factors[V::kWidth]{}, bias[V::kWidth]{};
   const bool plain = out.then == Nonlinearity::kNone && (r.first + r.count) * kRows <= w.n && !r.panels[0].poison;
   for (int i = 0; i < r.count; ++i) {
     factors[i] = r.scaled ? V::set(r.factor) : V::mul(V::set(r.factor), scale_of(w, r.panels[i], 0));
