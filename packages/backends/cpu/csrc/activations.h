@@ -96,8 +96,8 @@ float top_of(Code code, const float* values, int64_t count) {
 // Bytes from row to row of a tile, before they lie side by side: at multiples of 4 KB all would share one set of the cache.
 inline int64_t rows_apart(const Weight& w) { return w.padded() + 64; }
 
-// Takes the second of each two int8 that add up to too much out of a block of the rows of a tile, into quads
-// that come a second time.
+// Takes the second of each two int8 that add up to too much out of a block of the rows of a tile, into quads that come a
+// second time.
 void split_pairs(const Weight& w, int8_t* rows, int64_t first, int64_t last, int64_t at, int32_t& rests, Activations& a) {
   const int64_t apart = rows_apart(w);
   const auto heavy = [](const int8_t* pair) { return std::abs(pair[0] + pair[1]) > 128; };
@@ -156,7 +156,8 @@ bool prepare_integer(const Weight& w, const void* x, Type type, int64_t stride, 
           const Part part = part_of(w, a, q, b);
           if (type != Type::kInt8 && part.within == 0) {
             const float top = row < a.rows ? top_of<V>(f.code, values.get() + first, part.size * 4) : 0.f;
-            if (!std::isfinite(top) || (top != 0 && top < 0x1p-100f)) return false;  // 127 / top would be infinite
+            // 127 / top would be infinite; or sums that lack the scale of a feature.
+            if (!(top < 0x1p100f) || (top != 0 && top < 0x1p-100f)) return false;
             scale = top / 127.f;
             if (row < a.rows) V::quantize(values.get() + first, top == 0 ? 0.f : 127.f / top, part.size * 4, codes + first);
           }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// For many rows of int8: decodes a block of positions of the panels into bytes once, then multiplies it with all tiles; or
-// each tile decodes it, on AMD's processors. A block of 256 positions and two panels takes 8 KB, and stays in the first-level cache with a tile of
-// activations. Bound by dot products: 12 to 28 for each 5 to 16 loads.
+// For many rows of int8: decodes a block of positions of the panels into bytes once, then multiplies it with all tiles, or
+// lets each tile decode it, on AMD's processors. A block of 256 positions and two panels takes 8 KB, and stays in the
+// first-level cache with a tile of activations. Bound by dot products: 12 to 28 for each 5 to 16 loads.
 #pragma once
 
 #include "ahead.h"
@@ -209,7 +209,7 @@ void integer_blocks(const Weight& w, const Activations& a, const Output& out, in
   const bool zeros = !kStarts || w.zero_type != Type::kNone;
   const float offset = kStarts ? 0.f : byte_offset<C>(*w.format);
   alignas(64) uint8_t quads[kDecodedAtOnce / 4 * 64 * P];
-  const bool scaled = kNarrow<C> || w.groups != 1;  // or results are, once
+  const bool scaled = kNarrow<C> || w.groups != 1 || a.large;  // or results are, once
   const Buffer<float> sums = allocate<float>(tiles * a.tile * kRows * P);
   Panels source(w);
   for (int64_t first = begin; first < end; first += P) {

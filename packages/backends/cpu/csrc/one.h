@@ -81,8 +81,10 @@ void one_tile(const Weight& w, const Panel* panels, int64_t first, const Activat
           if (zeros) digit = V::fnmadd(z, count, digit);
           product = n == 0 ? digit : V::fmadd(product, V::set(256), digit);
         });
-        // One scale after the other: their product may be no normal float where the result is.
-        y[i] = V::fmadd(V::mul(product, V::set(*scales)), s, y[i]);
+        // Of digits one scale after the other: their product may be no normal float where the result is. Of integers it is
+        // the sum that may be too large beside one of them.
+        const F scale = V::set(*scales);
+        y[i] = T == 1 ? V::fmadd(product, V::mul(scale, s), y[i]) : V::fmadd(V::mul(product, scale), s, y[i]);
       });
       scales += T, sums += T;
     }

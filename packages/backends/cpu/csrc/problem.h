@@ -41,6 +41,7 @@ struct Activations {
   int tile = 1;
   bool few = false;           // for the kernels that decode as they go
   bool digits = false;        // the rows of the tile are digits of one row
+  bool large = false;         // integers whose sums may not be floats without the scale of a feature
   int64_t block = 0;   // units that share a scale: those of a group, or some of them
   int64_t blocks = 0;  // per group
   int64_t span = 1;    // groups that share a scale, where they are of one block; scales are there for each of them

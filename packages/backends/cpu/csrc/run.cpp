@@ -108,6 +108,7 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     // Of no features at all too: kernels for many rows store a tile with the last part of its products.
     const bool few = w.padded() == 0 || (words ? a.rows <= kernels.few_tile : way == Way::kFloat && a.rows <= kernels.small_tile);
     a.few = few;
+    a.large = x.scales && !std::all_of(x.scales, x.scales + (x.many ? x.count : 1), [](float scale) { return scale < 0x1p60f; });
     a.tile = few ? small_tile(a.rows, words ? kernels.few_tile : kernels.small_tile, integer && kernels.halves)
                  : even_tile(a.rows, words ? kernels.integer_tile : kernels.exact_tile);
     const int64_t tiles = divide_up(a.rows, a.tile), padded = tiles * a.tile;

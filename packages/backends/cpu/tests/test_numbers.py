@@ -38,6 +38,28 @@ def test_activations_that_are_no_numbers_stay_in_their_row(qtype: str, tokens: i
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 30])
+@pytest.mark.parametrize("qtype", ["int8", "int4", "nf4"])
+def test_large_activations_beside_small_scales(qtype: str, tokens: int, isa: str) -> None:
+    """Sums that lack the scale of a feature may be no floats where results are."""
+    w = sample(qtype, (37, 512))
+    x, large, small = activations(tokens, 512), 2.0**113, 2.0**-70
+    codes = (x * 30).round().clamp(-128, 127).to(torch.int8)
+    scale = torch.full((tokens, 1), 0.5)
+    tail = [qtype, list(w.blocks)]
+    calls = [
+        lambda factor: OPS.linear_panels(x * factor, *w.panels, None, *tail),
+        lambda factor: OPS.linear_integer_panels(x * factor, *w.panels, None, *tail),
+        lambda factor: OPS.scaled_linear_panels(
+            codes, scale * factor, *w.panels, None, "int8", *tail, None, torch.float32
+        ),
+    ]
+    usual = [call(1.0) for call in calls]
+    w.panels[1].mul_(small)
+    for call, want in zip(calls, usual, strict=True):
+        torch.testing.assert_close(call(large) * 2.0**-43, want, rtol=0.05, atol=0.05 * want.std().item())
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 30])
 def test_nan_and_infinity_stay_in_their_row(tokens: int, isa: str) -> None:
     w = sample("int4", (33, 256), 128)
     for bad in (float("nan"), float("inf"), float("-inf")):
