@@ -52,8 +52,9 @@ constexpr bool kPairs = kFull<C> && V::kPairs;
 template <Code C>
 constexpr bool kSigned = kFull<C> && V::kSignedBytes;
 
-// Whether exact compute may multiply digits of one row by them. Three digits beside int8 take longer than floats do where two
-// registers hold a panel: with vpmaddubsw, which cannot take both, and with AVX-VNNI (1.03 ms instead of 0.85, 4096 x 4096).
+// Whether exact compute may multiply digits of one row by them. Not int8 where two registers hold a panel: vpmaddubsw has no
+// room for products of two bytes of the full range, and with AVX-VNNI three of them take longer than a float does (1.0 ms
+// instead of 0.85 on a Xeon, 4096 x 4096).
 template <Code C>
 constexpr bool kDigitCode = V::kDigits && C != Code::kTable4 && !(C == Code::kInt8 && V::kRegisters == 2);
 

@@ -23,10 +23,10 @@ constexpr int kUsualDigits = 3;
 // codes are made of with an offset lose more than four digits do, whatever the span.
 constexpr int kFarBelow = 32;  // counts as so far, if not farther
 constexpr int kSpan = 5;
-inline int long_span(Code code) { return V::kLookup || code == Code::kInt8 ? 13 : kFarBelow; }
+constexpr int kLongSpan = V::kLookup ? 13 : kFarBelow;
 
 // Digits that a block of values needs, of which the largest magnitude is `peak`; 0 where none do.
-inline int digits_of(Code code, const float* values, int64_t count, float peak) {
+inline int digits_of(const float* values, int64_t count, float peak) {
   if (peak == 0) return kUsualDigits;
   if (!(peak < 0x1p60f) || peak < 0x1p-60f) return 0;
   const auto exponent = [](float v) {
@@ -40,7 +40,7 @@ inline int digits_of(Code code, const float* values, int64_t count, float peak) 
     const bool there = values[i] != 0;
     total += there ? std::min(top - exponent(values[i]), kFarBelow) : 0, some += there;
   }
-  return total <= kSpan * some ? kUsualDigits : total <= long_span(code) * some ? kMostDigits : 0;
+  return total <= kSpan * some ? kUsualDigits : total <= kLongSpan * some ? kMostDigits : 0;
 }
 
 // 2^e by which values up to `peak` become integers of `digits` digits.
@@ -86,7 +86,7 @@ bool each_block(const Weight& w, const Activations& a, Body body) {
   int digits = kUsualDigits;
   const bool split = each_block(w, a, [&](int64_t first, int64_t count, int64_t block) {
     const float peak = a.sums[block] = V::peak(values.get() + first, count);
-    const int own = digits_of(w.format->code, values.get() + first, count, peak);
+    const int own = digits_of(values.get() + first, count, peak);
     digits = std::max(digits, own);
     return own != 0;
   });

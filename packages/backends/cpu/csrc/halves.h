@@ -66,7 +66,8 @@ void run_halves_tile(const Weight& w, const Panel* panels, int64_t first, const 
           to = Of<C>::fmadd(total[m], Of<C>::floats(scales[m]), to);
         });
       }
-      codes += block * N * 64, x = xs, starts = start;
+      codes += block * N * 64, x = xs;
+      starts += groups * runs * T;  // of a block that is shorter than others, too
     }
   }
   for (int m = 0; m < T && tile * T + m < a.rows; ++m) {

@@ -232,7 +232,8 @@ void integer_blocks(const Weight& w, const Activations& a, const Output& out, in
         Strip strip{};
         const uint8_t* from = direct ? panels[0].codes + unit * 64 : quads;
         const int64_t step = direct ? w.units * 64 : part.size / groups * 64 * P;
-        strip.tables = &t, strip.apart = panels[P - 1].codes - panels[0].codes;
+        strip.tables = &t;
+        strip.apart = reinterpret_cast<intptr_t>(panels[P - 1].codes) - reinterpret_cast<intptr_t>(panels[0].codes);
         for (int i = 0; !direct && i < P; ++i) decode_bytes<C>(panels[i], t, unit, last, quads + i * 64, 64 * P);
         strip.tiles = tiles, strip.length = part.size / groups, strip.groups = groups, strip.run = a.run;
         strip.x_step = part.size * a.tile, strip.starts_step = groups * runs * a.tile;

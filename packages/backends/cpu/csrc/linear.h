@@ -23,8 +23,8 @@ void small_panels(const Weight& w, const Activations& a, const Output& out, int6
 // The digits of one row.
 template <Code C, int T>
 void digit_panels(const Weight& w, const Activations& a, const Output& out, int64_t begin, int64_t end) {
-  constexpr int P = V::kRegisters == 1 ? V::kStreams : 1;  // the sums of all panels fit into registers
-  constexpr Tile one = one_tile<C, T, 1, (P > 1 && C == Code::kInt8) ? Asks::kNever : Asks::kFirst>;
+  constexpr int P = V::kRegisters == 1 ? V::kStreams : 1;  // the sums of more panels would not fit into 16 registers
+  constexpr Tile one = one_tile<C, T, 1, C == Code::kInt8 ? Asks::kNever : Asks::kFirst>;
   if (P > 1 && !is_amd()) {
     walk(w, a, out, begin, end, P, one_tile<C, T, P, Asks::kFirst>, one);
   } else {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// For one token: walks down one panel, which AMD's processors fetch ahead by themselves, or four, which Intel's read sooner.
-// What matters then is that few instructions lie between two loads, since a core holds on to some hundreds of them while
+// For one token: walks down one panel, which AMD's processors fetch ahead by themselves, or, of digits on AVX-512, four, which
+// Intel's read sooner. What matters then is that few instructions lie between two loads, since a core holds on to some hundreds of them while
 // memory answers: units come in steps of a constant length, without a loop.
 #pragma once
 
@@ -67,6 +67,7 @@ void one_tile(const Weight& w, const Panel* panels, int64_t first, const Activat
       for (; u + kStep <= units; u += kStep) step(std::integral_constant<int, kStep>{}, far(u));
       for (; u < units; ++u) step(std::integral_constant<int, 1>{}, far(u));
       if constexpr (kPairs<C> && C == Code::kInt8) {
+        static_assert(T * S == 1 || P * S == 1, "sums lie as `add_rest` takes them");
         if (a.rests) add_rest<T, P>(a, (tile * w.groups + q) * a.blocks + b, codes, units, x, t, sum);
       }
       each<P>([&](auto i) QUANTO_INLINE {

@@ -108,15 +108,16 @@ void store_tile(const Results& r, int64_t tile, int height, const float* sums) {
   const Weight& w = r.w;
   const Output& out = r.out;
   const int64_t begin = tile * height, end = std::min(r.rows, begin + height);
-  F factors[V::kWidth]{}, bias[V::kWidth]{};
+  F scales[V::kWidth]{}, bias[V::kWidth]{};
+  const F factor = V::set(r.factor);
   const bool plain = out.then == Nonlinearity::kNone && (r.first + r.count) * kRows <= w.n && !r.panels[0].poison;
   for (int i = 0; i < r.count; ++i) {
-    factors[i] = r.scaled ? V::set(r.factor) : V::mul(V::set(r.factor), scale_of(w, r.panels[i], 0));
+    scales[i] = r.scaled ? V::set(1) : scale_of(w, r.panels[i], 0);
     bias[i] = plain && out.bias ? V::load(out.bias + (r.first + i) * kRows) : V::zero();
   }
   for (int64_t row = begin; row < end; ++row, sums += r.width * kRows) {
     for (int i = 0; i < r.count; ++i) {
-      const F y = V::mul(V::load(sums + i * kRows), factors[i]);
+      const F y = V::mul(V::mul(V::load(sums + i * kRows), scales[i]), factor);
       if (plain && V::store_as(out.data, row * w.n + (r.first + i) * kRows, out.type, V::add(y, bias[i]), out.scale)) continue;
       store_row(w, out, r.panels[i], r.first + i, row, y, 1);
     }

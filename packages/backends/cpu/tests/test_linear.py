@@ -118,6 +118,30 @@ def test_no_features_no_rows_no_tokens(op: str, isa: str) -> None:
         assert torch.equal(y, bias.expand(tokens, rows))
 
 
+@pytest.mark.parametrize("tokens", [1, 6, 30])
+@pytest.mark.parametrize("qtype", ["int4", "fp4"])
+def test_no_features_of_half_a_byte(qtype: str, tokens: int, isa: str) -> None:
+    codes, bias = torch.zeros(20, 0, dtype=torch.uint8), torch.arange(20).float()
+    for op in (OPS.linear, OPS.linear_integer):
+        y = op(torch.ones(tokens, 0), codes, torch.ones(20, 0), None, None, bias, qtype, [1, 1])
+        assert torch.equal(y, bias.expand(tokens, 20))
+
+
+@pytest.mark.parametrize("group", [264, 320, 384])
+@pytest.mark.parametrize("qtype", sorted(INTEGERS | {"nf4", "fp4"}))
+def test_groups_longer_than_a_block_of_activations(qtype: str, group: int, isa: str) -> None:
+    """The last block of a group, of what 256 activations leave, is shorter than the others."""
+    w = sample(qtype, (20, 2 * group), group)
+    for tokens in (1, 2, 4, 6, 8, 30):
+        x = activations(tokens, 2 * group)
+        tail = (*w.panels, None, qtype, list(w.blocks))
+        assert worst(OPS.linear_panels(x, *tail), x, w, None) < EXACT
+        assert worst(OPS.linear_integer_panels(x, *tail), x, w, None) < INTEGER
+        codes, scale = (x * 20).round().clamp(-128, 127).to(torch.int8), torch.full((tokens, 1), 0.05)
+        y = OPS.scaled_linear_panels(codes, scale, *w.panels, None, "int8", qtype, list(w.blocks), None, torch.float32)
+        assert worst(y, codes.double() * 0.05, w, None) < EXACT
+
+
 def _unaligned(t: Tensor | None) -> Tensor | None:
     """The same tensor one element into its memory, as slices of files and of activations lie."""
     if t is None:
