@@ -42,7 +42,7 @@ class Ahead {
   }
 
   // Bytes from codes at a place of a panel, of which few are read now, to those to ask for.
-  int64_t codes(int64_t at) const { return kAhead + (at + kAhead < size_ ? 0 : jump_); }
+  int64_t codes(int64_t at) const { return P == 1 ? kAhead : kAhead + (at + kAhead < size_ ? 0 : jump_); }
 
   void scales(const Panel* panels, int64_t group) const {
     if constexpr (A == Asks::kNever) return;

@@ -178,6 +178,7 @@ void bfloat16_blocks(const Weight& w, const Activations& a, const Output& out, i
     Panel panels[P];
     const int count = source.fill(panels, first, end);
     std::fill_n(sums.get(), tiles * a.tile * kRows * P, 0.f);
+    const Results results{w, out, panels, first, a.rows, count, P, w.global};
     for (int64_t q = 0; q < w.groups; ++q) {
       F s[P], z[P];
       for (int i = 0; i < P; ++i) {
@@ -197,14 +198,10 @@ void bfloat16_blocks(const Weight& w, const Activations& a, const Output& out, i
         }
         for (int64_t tile = 0; tile < tiles; ++tile) {
           const int64_t block = (tile * w.groups + q) * a.blocks + b;
-          kernel(a.quads + (tile * w.padded() + unit * U) / 2 * a.tile, pairs, units * U / 2, s, z, a.sums + block * a.tile,
-                 sums.get() + tile * a.tile * kRows * P);
+          float* to = sums.get() + tile * a.tile * kRows * P;
+          kernel(a.quads + (tile * w.padded() + unit * U) / 2 * a.tile, pairs, units * U / 2, s, z, a.sums + block * a.tile, to);
+          if (unit + units == w.groups * w.units) store_tile(results, tile, a.tile, to);
         }
-      }
-    }
-    for (int64_t row = 0; row < a.rows; ++row) {
-      for (int i = 0; i < count; ++i) {
-        store_row(w, out, panels[i], first + i, row, V::load(sums.get() + (row * P + i) * kRows), w.global);
       }
     }
   }

@@ -125,17 +125,11 @@ constexpr int position(Code c, int j, int b) {
   }
 }
 
-// Words of int8 as bytes.
-template <class Word>
-inline Word bytes_of_int8(Word word) {
-  return kSigned<Code::kInt8> ? word : V::bxor(word, 0x80808080u);
-}
-
 // Codes 4J … of a unit (in the order of `position`) as bytes, four to a lane.
 template <Code C, int J, class Word>
 inline Word bytes(const Word* words, const Tables& t) {
   if constexpr (C == Code::kInt8) {
-    return bytes_of_int8(words[0]);
+    return kSigned<C> ? words[0] : V::bxor(words[0], 0x80808080u);
   } else if constexpr (C == Code::kInt4) {
     return V::band(V::template shr<4 * J>(words[0]), 0x0f0f0f0fu);
   } else if constexpr (kNibbles<C>) {

@@ -32,9 +32,10 @@ void run_halves_tile(const Weight& w, const Panel* panels, int64_t first, const 
       const int64_t units = std::min(a.block, w.units - b * a.block), block = groups * units;
       const int64_t far = ahead.codes((q * w.units + b * a.block) * N * 64);
       const float* scales = a.scales + scales_at(w, a, tile, q, b);
-      const int32_t *xs = nullptr, *start = nullptr;
+      const int32_t* xs = nullptr;
       for (int h = 0; h < 2; ++h) {
-        xs = x, start = starts;
+        xs = x;
+        const int32_t* start = starts;
         const uint8_t *from = codes + 32 * h, *asked = codes + far + h * block * N * 32;
         Floats total[T];
         each<T>([&](auto m) QUANTO_INLINE { total[m] = Of<C>::floats(0); });

@@ -311,11 +311,13 @@ bool avxvnni() {
 
 #ifdef __AVXVNNI__
 extern const Kernels kAvxVnni = {
-    "avx2_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, kDigitCode<Code::kInt8>, V::kWidth,
+    "avx2_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs,
+    kDigitCode<Code::kInt8>, V::kWidth,
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c() && avxvnni(); },
 #else
 extern const Kernels kAvx2 = {
-    "avx2", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, kDigitCode<Code::kInt8>, V::kWidth,
+    "avx2", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs,
+    kDigitCode<Code::kInt8>, V::kWidth,
     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c(); },
 #endif
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize, prepare_digits};

@@ -173,7 +173,8 @@ extern const Bfloat16 kAvx512Bfloat16 = {[] { return __builtin_cpu_supports("avx
 namespace quanto {
 
 extern const Kernels kAvx512 = {
-    "avx512_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs, kDigitCode<Code::kInt8>, V::kWidth,
+    "avx512_vnni", V::kExactTile, V::kIntegerTile, V::kSmallTile, V::kFewTile, V::kHalves, V::kPairs,
+    kDigitCode<Code::kInt8>, V::kWidth,
     [] { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"); },
     exact, small, integer, prepare_exact, prepare_integer, tokens, dequantize, prepare_digits};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // For one token: walks down one panel, which AMD's processors fetch ahead by themselves, or, of digits on AVX-512, four, which
-// Intel's read sooner. What matters then is that few instructions lie between two loads, since a core holds on to some hundreds of them while
-// memory answers: units come in steps of a constant length, without a loop.
+// Intel's read sooner. What matters then is that few instructions lie between two loads, since a core holds on to some
+// hundreds of them while memory answers: units come in steps of a constant length, without a loop.
 #pragma once
 
 #include "few.h"
@@ -62,7 +62,7 @@ void one_tile(const Weight& w, const Panel* panels, int64_t first, const Activat
         if constexpr (narrow) each<P * T>([&](auto m) QUANTO_INLINE { sum[m] = Of<C>::widen(sum[m], part[m]); });
       };
       const int64_t units = std::min(a.block, w.units - b * a.block);
-      const auto far = [&](int64_t u) { return P == 1 ? ahead.codes(0) : ahead.codes((q * w.units + b * a.block + u) * N * 64); };
+      const auto far = [&](int64_t u) { return ahead.codes((q * w.units + b * a.block + u) * N * 64); };
       int64_t u = 0;
       for (; u + kStep <= units; u += kStep) step(std::integral_constant<int, kStep>{}, far(u));
       for (; u < units; ++u) step(std::integral_constant<int, 1>{}, far(u));

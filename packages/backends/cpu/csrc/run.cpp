@@ -109,7 +109,10 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     // Of no features at all too: kernels for many rows store a tile with the last part of its products.
     const bool few = w.padded() == 0 || (words ? a.rows <= kernels.few_tile : way == Way::kFloat && a.rows <= kernels.small_tile);
     a.few = few;
-    a.large = x.scales && !std::all_of(x.scales, x.scales + (x.many ? x.count : 1), [](float scale) { return std::fabs(scale) < 0x1p60f; });
+    if (x.scales && !few) {
+      const float* scales = x.scales + (x.many ? first : 0);
+      a.large = std::any_of(scales, scales + (x.many ? a.rows : 1), [](float scale) { return !(std::fabs(scale) < 0x1p60f); });
+    }
     a.tile = few ? small_tile(a.rows, words ? kernels.few_tile : kernels.small_tile, integer && kernels.halves)
                  : even_tile(a.rows, words ? kernels.integer_tile : kernels.exact_tile);
     const int64_t tiles = divide_up(a.rows, a.tile), padded = tiles * a.tile;
@@ -118,7 +121,9 @@ void run(const Kernels& kernels, const Weight& w, const Rows& x, Way way, uint8_
     const int64_t limit = words ? positions / w.format->unit : w.units;
     a.block = std::min(w.units, limit);
     a.blocks = divide_up(w.units, a.block);
-    if (integer && a.blocks == 1) a.span = std::clamp<int64_t>(kRoundedAtOnce / (w.units * w.format->unit), 1, std::max<int64_t>(1, w.groups));
+    if (integer && a.blocks == 1) {
+      a.span = std::clamp<int64_t>(kRoundedAtOnce / (w.units * w.format->unit), 1, std::max<int64_t>(1, w.groups));
+    }
     const int64_t sums = padded * w.groups * a.blocks;
     if (integer) {
       a.quads = scraps.take<int32_t>(padded * w.padded() / 4);
